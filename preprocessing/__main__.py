@@ -1,0 +1,18 @@
+"""Entry point of `python -m preprocessing`."""
+
+import sys
+
+from preprocessing.cli import run_command
+
+COMMANDS = {
+    "phantom": "Make one phantom OCT volume with known layers and lesions.",
+    "load": "Read a volume in a vendor's format and write it in canonical form.",
+    "normalise": "Scale gray values to [-1, 1] by robust percentiles of the retina.",
+    "resample": "Resample x to one lateral spacing for every eye.",
+    "segment": "Find ILM, RPE and Bruch's membrane.",
+    "flatten": "Flatten the retina to Bruch's membrane.",
+    "patches": "Cut random patches from flattened volumes into one HDF5 file.",
+}
+
+if __name__ == "__main__":
+    sys.exit(run_command("preprocessing", COMMANDS))

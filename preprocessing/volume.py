@@ -1,0 +1,203 @@
+"""The OCT volume that the stages hand to each other, and its form on disk.
+
+A volume `NAME` is four files: `NAME.nii.gz` (gray values), `NAME.valid.nii.gz` (1 where the scanner
+measured something), `NAME.annotation.nii.gz` (per cent of the pixel that a grader marked, 255 where
+nobody looked) and `NAME.json` (everything else). Array axes are always (b, z, x): B-scan, depth,
+lateral. B-scans run from inferior to superior, z from the vitreous to the choroid, x as in the
+B-scan on the screen: from temporal to nasal in a right eye (and in a left eye once mirrored).
+"""
+
+import dataclasses
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_path, write_text
+
+NOT_EXAMINED = 255  # in NAME.annotation.nii.gz
+
+
+@dataclass
+class Volume:
+    """One OCT volume; all arrays have axes (b, z, x).
+
+    Attributes
+    ----------
+    data : float32 gray values; see `intensity`.
+    spacing_mm : (b, z, x) in mm; b is 0 for a single B-scan.
+    valid : bool, False where the device has no measurement (borders of a registered scan).
+    volume, patient : pseudonymous ids from the sample sheet.
+    eye : "R", "L" or "" when unknown.
+    mirrored : True when x was reversed, so that a left eye looks like a right one.
+    intensity : "display" (0 black to 1 white), "linear" (power of the signal) or "normalised" ([-1, 1]).
+    annotation : fraction of each pixel that a grader marked, NaN where nobody looked; None when
+        there is no annotation at all.
+    bscan_lines_mm : (b, 4) start x, start y, end x, end y of each B-scan on the fundus, or None.
+    device : maker and model, or "".
+    source_format : name of the reader.
+    native_shape : (b, z, x) of the volume as loaded, before any resampling.
+    """
+
+    data: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    valid: np.ndarray
+    volume: str = ""
+    patient: str = ""
+    eye: str = ""
+    mirrored: bool = False
+    intensity: str = "display"
+    annotation: np.ndarray | None = None
+    bscan_lines_mm: np.ndarray | None = None
+    device: str = ""
+    source_format: str = ""
+    native_shape: tuple[int, int, int] = ()
+    parameters: dict = field(default_factory=dict)  # what each stage did, by stage
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3 or self.valid.shape != self.data.shape:
+            raise ValueError(f"data {self.data.shape} and valid {self.valid.shape} must be (b, z, x)")
+        if self.annotation is not None and self.annotation.shape != self.data.shape:
+            raise ValueError(f"annotation {self.annotation.shape} must be {self.data.shape}")
+        if not self.native_shape:
+            self.native_shape = self.data.shape
+
+    def replace(self, **changes: object) -> "Volume":
+        """Return a copy with some attributes changed (arrays are not copied)."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """4x4 matrix from NIfTI indices (x, z, b) to RAS+ mm: x runs left, z posterior, b superior.
+
+        The origin is the volume's outer edge, so that the affine of a resampled volume still lays
+        it over the original; a mirrored volume gets its columns' true places.
+        """
+        step_b, step_z, step_x = self.spacing_mm
+        step_b = step_b or 1.0  # a NIfTI affine must be invertible
+        affine = np.diag([-step_x, -step_z, step_b, 1.0])
+        affine[:3, 3] = [-step_x / 2, -step_z / 2, step_b / 2]
+        if self.mirrored:
+            affine[0, 0] = step_x
+            affine[0, 3] = step_x / 2 - step_x * self.data.shape[2]
+        return affine
+
+
+def companion(path: str | Path, kind: str) -> Path:
+    """Return the path beside volume file `path` for `kind`: valid, annotation or json.
+
+    >>> companion("a/flat.nii.gz", "valid").as_posix()
+    'a/flat.valid.nii.gz'
+    """
+    path = Path(path)
+    for suffix in (".nii.gz", ".nii"):
+        if path.name.endswith(suffix):
+            end = ".json" if kind == "json" else f".{kind}{suffix}"
+            return path.with_name(path.name.removesuffix(suffix) + end)
+    raise InputError(f"{path}: a volume file must end in .nii.gz or .nii")
+
+
+def write_volume(volume: Volume, path: str | Path) -> None:
+    """Write the four files of `volume`; the sidecar comes last, as the sign that all are there."""
+    affine = volume.affine
+    stored, slope = _compact(volume.data, volume.intensity)
+    write_nifti(stored, path, affine, slope)
+    write_nifti(volume.valid.astype(np.uint8), companion(path, "valid"), affine)
+    if volume.annotation is None:
+        percent = np.full(volume.data.shape, NOT_EXAMINED, np.uint8)
+    else:
+        examined = np.isfinite(volume.annotation)
+        percent = np.where(examined, np.rint(100 * np.nan_to_num(volume.annotation)), NOT_EXAMINED)
+    write_nifti(percent.astype(np.uint8), companion(path, "annotation"), affine)
+    write_text(companion(path, "json"), json.dumps(_sidecar(volume), indent=1) + "\n")
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a volume written by `write_volume`.
+
+    Raises InputError when a file is missing, damaged or does not fit the others.
+    """
+    data = read_nifti(path)
+    valid = read_nifti(companion(path, "valid"), scaled=False) > 0
+    percent = read_nifti(companion(path, "annotation"), scaled=False)
+    annotation = None
+    if (percent != NOT_EXAMINED).any():
+        annotation = np.where(percent == NOT_EXAMINED, np.nan, percent / np.float32(100))
+    try:
+        facts = json.loads(companion(path, "json").read_text(encoding="utf-8"))
+        facts.pop("has_annotation")
+        facts["spacing_mm"] = tuple(facts["spacing_mm"])
+        facts["native_shape"] = tuple(facts["native_shape"])
+        if facts["bscan_lines_mm"] is not None:
+            facts["bscan_lines_mm"] = np.array(facts["bscan_lines_mm"], float)
+        return Volume(data=data, valid=valid, annotation=annotation, **facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: its companion files are missing or do not fit it ({error}); "
+            "delete them and rerun the stage that wrote it"
+        ) from error
+
+
+def write_nifti(array: np.ndarray, path: str | Path, affine: np.ndarray, slope: float = 1.0) -> None:
+    """Write `array` (b, z, x) as NIfTI (x, z, b), atomically; a voxel's value is stored * `slope`."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(array.T, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(slope, 0.0)
+    with atomic_path(path) as temporary:
+        image.to_filename(temporary)
+
+
+def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
+    """Read NIfTI (x, z, b) as an array (b, z, x); float32 when `scaled`, else as stored.
+
+    Raises InputError when the file is missing, truncated or not 3-D.
+    """
+    import nibabel as nib
+
+    try:
+        image = nib.load(path)
+        stored = np.asanyarray(image.dataobj.get_unscaled())
+        slope, intercept = image.dataobj.slope, image.dataobj.inter
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not a readable NIfTI file ({error}); it may be truncated: copy or make it again"
+        ) from error
+    if stored.ndim == 2:
+        stored = stored[:, :, np.newaxis]
+    if stored.ndim != 3:
+        raise InputError(f"{path}: {stored.ndim} dimensions where a volume has 3 (x, z, B-scan)")
+    if not scaled:
+        return stored.T
+    return np.ascontiguousarray(stored.T, np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:
+    """Return (array to store, slope): 8 bits where that is exact, 16 where it is bounded."""
+    if intensity == "linear":
+        return data.astype(np.float32), 1.0
+    if intensity == "display":
+        levels = np.rint(data * 255)
+        if np.abs(levels - data * 255).max() < 1e-3:
+            return levels.astype(np.uint8), 1 / 255
+    return np.rint(np.clip(data, -1, 1) * 32767).astype(np.int16), 1 / 32767
+
+
+def _sidecar(volume: Volume) -> dict:
+    facts = {
+        f.name: getattr(volume, f.name)
+        for f in dataclasses.fields(volume)
+        if f.name not in ("data", "valid", "annotation")
+    }
+    if volume.bscan_lines_mm is not None:
+        facts["bscan_lines_mm"] = np.round(volume.bscan_lines_mm, 6).tolist()
+    facts["spacing_mm"] = [float(step) for step in volume.spacing_mm]
+    facts["native_shape"] = [int(n) for n in volume.native_shape]
+    facts["has_annotation"] = volume.annotation is not None
+    return facts
