@@ -1,0 +1,65 @@
+"""Where a pixel of a flattened volume comes from, so that a finding can be shown on the B-scan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_path
+
+
+@dataclass
+class Geometry:
+    """The way from a flat pixel (b, r, c) back to the volume as loaded, (b, z, x).
+
+    z = z_offset[b, c] + z_scale[b, c] * r and x = (c + 0.5) * x_factor - 0.5.
+
+    Attributes
+    ----------
+    z_offset, z_scale : (b, x) float32, in z pixels; NaN where the layers are unknown.
+    x_factor : columns of the loaded volume per column of the flat one.
+    ilm, rpe, bm : (b, x) float32 layers as rows of the flat volume, NaN where unknown.
+    """
+
+    z_offset: np.ndarray
+    z_scale: np.ndarray
+    x_factor: float
+    ilm: np.ndarray
+    rpe: np.ndarray
+    bm: np.ndarray
+
+    def to_native(self, b: np.ndarray, r: np.ndarray, c: np.ndarray) -> tuple:
+        """Return (b, z, x) of flat pixels; z and x are float pixel centres of the loaded volume."""
+        c_index = np.asarray(c, int)
+        z = self.z_offset[b, c_index] + self.z_scale[b, c_index] * np.asarray(r)
+        return b, z, (np.asarray(c) + 0.5) * self.x_factor - 0.5
+
+    def to_flat(self, b: np.ndarray, z: np.ndarray, x: np.ndarray) -> tuple:
+        """Return (b, r, c) of pixels of the loaded volume; r is float, c the nearest column."""
+        columns = self.z_offset.shape[1]
+        c = np.floor((np.asarray(x) + 0.5) / self.x_factor).astype(int).clip(0, columns - 1)
+        return b, (np.asarray(z) - self.z_offset[b, c]) / self.z_scale[b, c], c
+
+
+FIELDS = ("z_offset", "z_scale", "x_factor", "ilm", "rpe", "bm")
+
+
+def write_geometry(geometry: Geometry, path: str | Path) -> None:
+    """Write `geometry` as .npz, atomically."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **{name: getattr(geometry, name) for name in FIELDS})
+
+
+def read_geometry(path: str | Path) -> Geometry:
+    """Read what `write_geometry` wrote; InputError when it is missing or damaged."""
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in FIELDS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a readable geometry file ({error}); delete it and rerun the stage flatten"
+        ) from error
+    return Geometry(**{**fields, "x_factor": float(fields["x_factor"])})

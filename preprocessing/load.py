@@ -1,0 +1,108 @@
+"""Stage `load`: a file of a vendor becomes a canonical volume."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import InputError
+from preprocessing.readers import read_vendor_volume
+from preprocessing.validity import find_valid
+from preprocessing.volume import Volume, read_nifti, write_volume
+
+# What a retinal OCT device can have made, in mm: (axis, smallest, largest).
+PLAUSIBLE_SPACING_MM = (("depth (z)", 0.0005, 0.02), ("lateral (x)", 0.0005, 0.2))
+MIN_SHAPE = (1, 64, 32)
+FULL_PERCENT = 255  # an annotation mask is 0/1 or 0/255
+
+
+def canonical(volume: Volume, mirror_left_eyes: bool) -> Volume:
+    """Return `volume` with its invalid pixels found and, if asked, a left eye mirrored along x.
+
+    Raises InputError when the volume is empty, constant, too small or has no plausible spacing.
+    """
+    _check(volume)
+    valid = volume.valid & find_valid(volume.data, volume.intensity)
+    if not valid.any() or np.ptp(volume.data[valid]) == 0:
+        raise InputError("every pixel is empty, NaN or the same gray value; export the scan again")
+    volume = volume.replace(valid=valid, data=np.where(valid, volume.data, np.float32(0)))
+    return mirror(volume) if mirror_left_eyes and volume.eye == "L" else volume
+
+
+def mirror(volume: Volume) -> Volume:
+    """Return `volume` with x reversed; applied twice it is the original."""
+    lines = volume.bscan_lines_mm
+    return volume.replace(
+        data=np.ascontiguousarray(volume.data[:, :, ::-1]),
+        valid=np.ascontiguousarray(volume.valid[:, :, ::-1]),
+        annotation=None if volume.annotation is None else volume.annotation[:, :, ::-1],
+        bscan_lines_mm=None if lines is None else lines[:, [2, 3, 0, 1]],
+        mirrored=not volume.mirrored,
+    )
+
+
+def read_annotation(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Read a 0/1 or 0/255 lesion mask (NIfTI, same axes as the volume) as float32 (b, z, x).
+
+    Raises InputError when it does not fit the volume or is no mask.
+    """
+    mask = read_nifti(path)
+    if mask.shape != shape:
+        raise InputError(
+            f"{path}: annotation of shape {mask.shape} (b, z, x) for a volume of shape {shape}"
+        )
+    values = set(np.unique(mask).tolist())
+    if not (values <= {0, 1} or values <= {0, FULL_PERCENT}):
+        raise InputError(f"{path}: an annotation must be a mask of 0 and 1 (or 255)")
+    return (mask > 0).astype(np.float32)
+
+
+def _check(volume: Volume) -> None:
+    for size, least, axis in zip(volume.data.shape, MIN_SHAPE, ("B-scan", "z", "x"), strict=True):
+        if size < least:
+            raise InputError(f"only {size} pixels along {axis}, at least {least} are needed")
+    for step, (axis, low, high) in zip(volume.spacing_mm[1:], PLAUSIBLE_SPACING_MM, strict=True):
+        if not low <= step <= high:
+            raise InputError(
+                f"{axis} spacing is {step:g} mm, which no OCT device has; "
+                "write the true spacing in mm into the file's header"
+            )
+
+
+def _settle_eye(in_file: str, in_sheet: str) -> str:
+    if in_file and in_sheet and in_file != in_sheet:
+        raise InputError(
+            f"the file says eye {in_file}, the sample sheet says {in_sheet}; "
+            "correct or empty the column 'eye'"
+        )
+    return in_file or in_sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="file or folder of the vendor")
+    parser.add_argument("--volume", required=True, help="id from the sample sheet")
+    parser.add_argument("--patient", required=True, help="id from the sample sheet")
+    parser.add_argument("--eye", default="", choices=["R", "L", ""], help="when the file is silent")
+    parser.add_argument("--annotation", help="lesion mask as NIfTI, same axes as the volume")
+    parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")
+    parser.add_argument("--output", required=True, help="canonical volume, .nii.gz")
+
+
+def command(args: argparse.Namespace) -> str:
+    """Read, check and write one volume."""
+    volume = read_vendor_volume(args.input)
+    if args.annotation:
+        volume = volume.replace(annotation=read_annotation(args.annotation, volume.data.shape))
+    try:
+        volume = volume.replace(eye=_settle_eye(volume.eye, args.eye))
+        volume = volume.replace(volume=args.volume, patient=args.patient)
+        volume = canonical(volume, args.mirror_left_eyes)
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}") from error
+    write_volume(volume, args.output)
+    return (
+        f"{args.volume}: {volume.source_format}, {' x '.join(map(str, volume.data.shape))} "
+        f"(b, z, x), {1000 * volume.spacing_mm[2]:.2f} um lateral, eye {volume.eye or 'unknown'}"
+        f"{' (mirrored)' if volume.mirrored else ''}, {volume.valid.mean():.1%} valid"
+    )

@@ -1,0 +1,62 @@
+"""Stage `normalise`: gray values to [-1, 1] by robust percentiles of the retina.
+
+The vitreous is left out of the percentiles: its gray level follows the device's noise and averaging
+and differs threefold between eyes whose retina looks the same (docs/method.md).
+"""
+
+import argparse
+
+import numpy as np
+
+from preprocessing.volume import Volume, read_volume, write_volume
+
+SMOOTH_UM = (30.0, 150.0)  # z, x: wide enough to average speckle, thin enough to keep the retina
+
+
+def display(linear: np.ndarray) -> np.ndarray:
+    """Return what the vendor shows, in [0, 1], of a linear signal: about 36 dB of its logarithm."""
+    shown = (np.log(np.maximum(linear, 0) + 2.44e-4) + 8.3) / 8.285
+    return np.clip(shown, 0, 1).astype(np.float32)
+
+
+def tissue_mask(data: np.ndarray, valid: np.ndarray, spacing_mm: tuple) -> np.ndarray:
+    """Return a bool array (b, z, x): bright after smoothing (Otsu's threshold), so not vitreous."""
+    from scipy.ndimage import uniform_filter1d
+    from skimage.filters import threshold_otsu
+
+    smooth = np.where(valid, data, np.float32(0))
+    for axis, width_um in ((1, SMOOTH_UM[0]), (2, SMOOTH_UM[1])):
+        width_px = max(1, round(width_um / 1000 / spacing_mm[axis]))
+        smooth = uniform_filter1d(smooth, width_px, axis=axis)
+    return valid & (smooth > threshold_otsu(smooth[valid]))
+
+
+def normalise(volume: Volume, percentiles: tuple[float, float]) -> Volume:
+    """Return `volume` in [-1, 1]: the two percentiles of tissue become -1 and 1, the rest is clipped.
+
+    Invalid pixels become -1. The gray values used are kept in `parameters["normalise"]`.
+    """
+    data = display(volume.data) if volume.intensity == "linear" else volume.data
+    tissue = tissue_mask(data, volume.valid, volume.spacing_mm)
+    low, high = np.percentile(data[tissue], percentiles)
+    scaled = (data - np.float32(low)) * np.float32(2 / max(high - low, 1e-6)) - np.float32(1)
+    scaled = np.where(volume.valid, np.clip(scaled, -1, 1), np.float32(-1))
+    used = {"percentiles": list(percentiles), "black": float(low), "white": float(high)}
+    return volume.replace(
+        data=scaled, intensity="normalised", parameters={**volume.parameters, "normalise": used}
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="volume, .nii.gz")
+    parser.add_argument("--percentiles", nargs=2, type=float, default=[1, 99], help="of tissue")
+    parser.add_argument("--output", required=True, help="normalised volume, .nii.gz")
+
+
+def command(args: argparse.Namespace) -> str:
+    """Normalise one volume."""
+    volume = normalise(read_volume(args.input), tuple(args.percentiles))
+    write_volume(volume, args.output)
+    used = volume.parameters["normalise"]
+    return f"{volume.volume}: gray {used['black']:.3f}..{used['white']:.3f} -> -1..1"
