@@ -11,9 +11,9 @@ import argparse
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.geometry import Geometry, write_geometry
+from preprocessing.geometry import Geometry, geometry_path, write_geometry
 from preprocessing.layers import Layers, read_layers
-from preprocessing.volume import Volume, companion, read_volume, write_volume
+from preprocessing.volume import Volume, read_volume, write_volume
 
 
 def flat_geometry(
@@ -97,12 +97,3 @@ def command(args: argparse.Namespace) -> str:
     write_geometry(geometry, geometry_path(args.output))
     write_volume(flat, args.output)
     return f"{flat.volume}: {n_rows} rows, {flat.valid.mean():.1%} of the pixels valid"
-
-
-def geometry_path(flat_path: str) -> str:
-    """Return where the geometry of a flat volume lies.
-
-    >>> geometry_path("a/flat.nii.gz")
-    'a/flat.geometry.npz'
-    """
-    return str(companion(flat_path, "json")).removesuffix(".json") + ".geometry.npz"

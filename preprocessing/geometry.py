@@ -7,6 +7,7 @@ import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
+from preprocessing.volume import companion
 
 
 @dataclass
@@ -63,3 +64,12 @@ def read_geometry(path: str | Path) -> Geometry:
             f"{path}: not a readable geometry file ({error}); delete it and rerun the stage flatten"
         ) from error
     return Geometry(**{**fields, "x_factor": float(fields["x_factor"])})
+
+
+def geometry_path(flat_path: str | Path) -> str:
+    """Return where the geometry of a flat volume lies.
+
+    >>> geometry_path("a/flat.nii.gz")
+    'a/flat.geometry.npz'
+    """
+    return str(companion(flat_path, "json")).removesuffix(".json") + ".geometry.npz"

@@ -3,13 +3,12 @@
 import argparse
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
+from preprocessing import __version__
 from preprocessing.errors import InputError
-from preprocessing.flatten import geometry_path
-from preprocessing.geometry import Geometry, read_geometry
+from preprocessing.geometry import Geometry, geometry_path, read_geometry
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import NOT_EXAMINED, Volume, read_volume
@@ -163,7 +162,7 @@ def command(args: argparse.Namespace) -> str:
                 f"{args.output}: no place for a patch in {', '.join(args.inputs)}; "
                 "look at their layers.png and qc.tsv"
             )
-        writer.set_attributes(size=args.size, seed=args.seed, version=version("oct-anogan"))
+        writer.set_attributes(size=args.size, seed=args.seed, version=__version__)
     short = f" ({sum(wanted) - n} fewer than asked: no more room)" if n < sum(wanted) else ""
     return f"{n} {args.split} patches of {len(args.inputs)} volumes{short}"
 

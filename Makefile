@@ -1,0 +1,38 @@
+# make run    set everything up and run the pipeline on the built-in phantom eyes, to the report
+# make test   set everything up and run the tests
+# make lint   check the style of the code and of the workflow
+# make clean  remove results and phantom data; make distclean also the environment
+
+CORES ?= 2
+BIN := .venv/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+.PHONY: run test lint install clean distclean
+
+run: install
+	$(BIN)/snakemake --cores $(CORES)
+	@echo "The report: results/report/index.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakemake --lint
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed, $(PYTHON) is another: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf results data/phantom
+
+distclean: clean
+	rm -rf .venv .snakemake

@@ -1,0 +1,316 @@
+"""Stage `phantom`: a made-up OCT volume whose layers and lesions are known exactly.
+
+It writes what a user would have: a NIfTI file with a small sidecar and an annotation mask, which
+enters the pipeline through the stage `load`, plus the true layers for tests. The phantom is easier
+than an eye: it serves the demonstration and the tests, never a claim about eyes. The same id and
+seed give a healthy and a diseased twin with the same anatomy.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import correlate1d, gaussian_filter
+
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_path, write_text
+from preprocessing.phantom_lesions import FLUID_GRAY, add_lesions, paint_lesions, soft_step
+from preprocessing.seeds import derive_seed
+from preprocessing.volume import Volume, companion, write_nifti
+
+SHAPE = (12, 384, 384)
+SPACING_MM = (0.24, 0.00387, 0.0117)
+MIN_WIDTH = 32
+DEVICE = "phantom"
+
+# From vitreous to choroid: thickness in um at the fovea, at 1 mm and at 2.5 mm from it, and gray.
+LAYERS = {
+    "NFL": (4, 12, 18, 0.73),
+    "GCL+IPL": (8, 90, 65, 0.55),
+    "INL": (5, 40, 33, 0.45),
+    "OPL": (7, 25, 25, 0.52),
+    "ONL": (92, 68, 56, 0.33),
+    "myoid": (28, 28, 28, 0.37),
+    "EZ": (14, 14, 14, 0.85),
+    "OS": (38, 22, 22, 0.74),
+    "SRF": (0, 0, 0, FLUID_GRAY),
+    "RPE": (15, 15, 15, 0.85),
+    "drusen": (0, 0, 0, 0.62),
+    "BM": (4, 4, 4, 0.85),
+    "choriocapillaris": (12, 12, 12, 0.58),
+    "choroid": (250, 250, 250, 0.40),
+}
+SCLERA_GRAY = 0.3
+EYE_RADIUS_MM = 22.0
+
+# The display of a Heidelberg Spectralis: gray = (ln(power + OFFSET) + SHIFT) / RANGE.
+DISPLAY_OFFSET, DISPLAY_SHIFT, DISPLAY_RANGE = 2.44e-4, 8.3, 8.285
+
+# Point spread of the speckle field; its power has the axial correlation 0.64, 0.26, 0.09 at lags
+# 1 to 3 and the lateral correlation 0.44 at lag 1, as in Spectralis B-scans.
+AXIAL_KERNEL = np.array([0.56, 1.0, 0.6, 0.51, 0.33])
+LATERAL_KERNEL = np.array([1.0, 2.0, 1.0])
+
+
+def make_phantom(
+    volume: str,
+    seed: int,
+    diseased: bool,
+    shape: tuple[int, int, int] = SHAPE,
+    spacing_mm: tuple[float, float, float] = SPACING_MM,
+) -> tuple[Volume, dict[str, np.ndarray]]:
+    """Return a volume as a device would export it and its true layers `ilm`, `rpe`, `bm`.
+
+    Layers are (b, x) in z pixels: the upper edge of the NFL, the lower edge of the RPE and of
+    Bruch's membrane. The annotation is 1 on lesion pixels. `valid` is True everywhere, as a file
+    does not tell. Everything random depends on `seed` and `volume` alone.
+
+    Raises InputError when the volume is empty, narrow or too shallow to hold the retina.
+    """
+    if shape[0] < 1 or shape[2] < MIN_WIDTH:
+        raise InputError(
+            f"a phantom of {shape[0]} B-scans with {shape[2]} columns is too small; "
+            f"give at least 1 with --bscans and {MIN_WIDTH} with --width"
+        )
+
+    def generator(part: str) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(seed, "phantom", volume, part))
+
+    rng = generator("anatomy")
+    eye = "RL"[rng.integers(2)]
+    y_mm, x_mm = _positions_mm(shape, spacing_mm, rng)
+    nasal_mm = x_mm if eye == "R" else -x_mm
+    thickness_um = _thickness_um(y_mm, nasal_mm, rng)
+    bm_um = _bm_um(y_mm, x_mm, rng)
+    shadow = _vessel_shadow(y_mm, x_mm, rng)
+    if diseased:
+        lesions = add_lesions(thickness_um, y_mm, x_mm, generator("lesions"))
+    edges_px = _edges_px(thickness_um, bm_um, shape[1], 1000 * spacing_mm[1])
+
+    rng = generator("light")
+    gray = _paint_layers(edges_px, shape[1], rng)
+    mask = np.zeros(shape, bool)
+    if diseased:
+        mask = paint_lesions(gray, edges_px, lesions, 1000 * spacing_mm[1])
+    layers = {"ilm": edges_px["NFL"][0], "rpe": edges_px["RPE"][1], "bm": edges_px["BM"][1]}
+    _light(gray, layers, edges_px["NFL"][1], shadow, 1000 * spacing_mm[1], rng)
+    gray = _display(gray, rng)
+    _cut_borders(gray, layers, generator("borders"))
+    return (
+        Volume(
+            data=np.rint(gray * 255) / np.float32(255),
+            spacing_mm=spacing_mm,
+            valid=np.ones(shape, bool),
+            volume=volume,
+            eye=eye,
+            annotation=mask.astype(np.float32),
+            device=DEVICE,
+            source_format=DEVICE,
+        ),
+        layers,
+    )
+
+
+def _positions_mm(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return y (b,) and x (x,) as distances from a fovea that is a little off the centre."""
+    off_y, off_x = np.clip(rng.normal(0, 0.12, 2), -0.25, 0.25)
+    y = (np.arange(shape[0]) - (shape[0] - 1) / 2) * spacing_mm[0] - off_y
+    x = (np.arange(shape[2]) - (shape[2] - 1) / 2) * spacing_mm[2] - off_x
+    return y.astype(np.float32), x.astype(np.float32)
+
+
+def _thickness_um(
+    y_mm: np.ndarray, nasal_mm: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return the thickness (b, x) of each layer of one individual's healthy eye."""
+    radius = np.hypot(y_mm[:, None], nasal_mm[None, :])
+    pit = np.exp(-((radius / rng.uniform(0.38, 0.52)) ** 2))
+    far = np.clip((radius - 0.8) / 1.7, 0, 1)
+    far = far * far * (3 - 2 * far)
+    whole_eye = rng.uniform(0.94, 1.06)
+    thickness_um = {}
+    for name, (fovea, at_1mm, at_2_5mm, _) in LAYERS.items():
+        healthy = at_1mm + (at_2_5mm - at_1mm) * far + (fovea - at_1mm) * pit
+        healthy = healthy * np.clip(whole_eye * rng.uniform(0.95, 1.05), 0.92, 1.08)
+        waves = gaussian_filter(rng.standard_normal(radius.shape), (1, 20), mode="nearest")
+        thickness_um[name] = (healthy * (1 + 0.25 * waves)).astype(np.float32)
+    thickness_um["NFL"] *= 1 + 0.5 * np.clip(nasal_mm, -1, 2.5)
+    return thickness_um
+
+
+def _bm_um(y_mm: np.ndarray, x_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the depth (b, x) of Bruch's membrane: curved, tilted, each B-scan a little off."""
+    sag = (y_mm[:, None] ** 2 + x_mm[None, :] ** 2) / (2 * EYE_RADIUS_MM)
+    tilt_y, tilt_x = rng.uniform(-0.04, 0.04, 2)
+    jitter_um = rng.uniform(8, 30) * np.clip(rng.standard_normal(len(y_mm)), -2, 2)
+    surface_mm = tilt_y * y_mm[:, None] + tilt_x * x_mm[None, :] - sag
+    return (1000 * surface_mm + jitter_um[:, None]).astype(np.float32)
+
+
+def _vessel_shadow(y_mm: np.ndarray, x_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return by how much gray (b, x) 2 to 5 vessels darken what lies under them."""
+    shadow = np.zeros((len(y_mm), len(x_mm)), np.float32)
+    for _ in range(rng.integers(2, 5, endpoint=True)):
+        side = rng.choice([-1, 1])
+        slope, bend = rng.uniform(-0.4, 0.4), rng.uniform(-0.15, 0.05)
+        course = side * (rng.uniform(0.8, 2.1) + slope * y_mm + bend * y_mm**2)
+        distance = (x_mm[None, :] - course[:, None]) / rng.uniform(0.03, 0.06)
+        shadow += rng.uniform(0.06, 0.16) * np.exp(-(distance**2))
+    return shadow
+
+
+def _edges_px(
+    thickness_um: dict[str, np.ndarray], bm_um: np.ndarray, depth: int, step_z_um: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return top and bottom (b, x) of each layer, in z pixels of a B-scan with `depth` rows."""
+    names = list(thickness_um)
+    below = names.index("BM") + 1
+    edge = bm_um - sum(thickness_um[name] for name in names[:below])
+    highest, lowest = float(edge.min()), float(bm_um.max())
+    free_um = depth * step_z_um - (lowest - highest)
+    if free_um < 100:
+        raise InputError(
+            f"a B-scan of {depth} rows is {depth * step_z_um:.0f} um deep, this phantom's retina "
+            f"takes {lowest - highest:.0f} um; give more rows with --depth"
+        )
+    edge = edge - highest + 0.45 * free_um
+    edges_px = {}
+    for name in names:
+        bottom = edge + thickness_um[name]
+        edges_px[name] = (edge / step_z_um, bottom / step_z_um)
+        edge = bottom
+    return edges_px
+
+
+def _paint_layers(
+    edges_px: dict[str, tuple[np.ndarray, np.ndarray]], depth: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the gray value (b, z, x) of a retina without noise; the vitreous is 0."""
+    z = np.arange(depth, dtype=np.float32)[None, :, None]
+    n_bscans, n_columns = edges_px["BM"][0].shape
+    gray = np.zeros((n_bscans, depth, n_columns), np.float32)
+    level = 0.0
+    for name, (top, _) in edges_px.items():
+        own = LAYERS[name][3]
+        if own > FLUID_GRAY:
+            own += rng.uniform(-0.015, 0.015)
+        gray += np.float32(own - level) * soft_step(z, top[:, None, :])
+        level = own
+    bottom = edges_px["choroid"][1][:, None, :]
+    gray += np.float32(SCLERA_GRAY - level) * soft_step(z, bottom)
+    return gray
+
+
+def _light(
+    gray: np.ndarray,
+    layers: dict[str, np.ndarray],
+    nfl_bottom: np.ndarray,
+    shadow: np.ndarray,
+    step_z_um: float,
+    rng: np.random.Generator,
+) -> None:
+    """Darken and brighten `gray` (b, z, x) in place: attenuation, shadows, texture and gain."""
+    z = np.arange(gray.shape[1], dtype=np.float32)[None, :, None]
+    tissue = soft_step(z, layers["ilm"][:, None, :])
+    choroid = soft_step(z, layers["bm"][:, None, :])
+
+    texture = rng.standard_normal(gray.shape, np.float32)
+    texture = gaussian_filter(texture, (0, 4, 3), truncate=3)
+    texture /= texture.std()
+    change = texture * (0.012 * tissue + 0.045 * choroid)
+    below_bm_um = np.maximum(z - layers["bm"][:, None, :], 0) * step_z_um
+    change -= np.float32(rng.uniform(0.0006, 0.0011)) * below_bm_um
+    change -= shadow[:, None, :] * np.clip((z - nfl_bottom[:, None, :]) / 8, 0, 1)
+    gain = (
+        rng.uniform(0.015, 0.05)
+        + rng.normal(0, 0.02, (len(gray), 1))
+        + 0.15 * gaussian_filter(rng.standard_normal(layers["bm"].shape), (0, 15), mode="nearest")
+    )
+    change += gain[:, None, :].astype(np.float32) * tissue
+    gray += change
+
+
+def _display(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `gray` (b, z, x) as displayed by a device, with speckle and the noise of the detector.
+
+    The speckle is the power of a circular Gaussian field, averaged over frames, times the power
+    that `gray` stands for. The noise is not averaged, as seen in the vitreous of Spectralis scans.
+    """
+    n_frames = int(rng.integers(5, 7))
+    power = np.maximum(np.exp(DISPLAY_RANGE * gray - DISPLAY_SHIFT) - DISPLAY_OFFSET, 0)
+    power *= _speckle(gray.shape, n_frames, rng)
+    vitreous = rng.uniform(0.04, 0.15)
+    noise = np.exp(DISPLAY_RANGE * vitreous - DISPLAY_SHIFT) - DISPLAY_OFFSET
+    # The median of an exponential variable is ln 2 times its mean.
+    power += np.float32(noise / np.log(2)) * rng.standard_exponential(gray.shape, np.float32)
+    shown = (np.log(power + np.float32(DISPLAY_OFFSET)) + DISPLAY_SHIFT) / DISPLAY_RANGE
+    return np.clip(shown, 0, 1)
+
+
+def _speckle(shape: tuple[int, int, int], n_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Return speckle power (b, z, x) of mean 1."""
+    axial = AXIAL_KERNEL / np.linalg.norm(AXIAL_KERNEL)
+    lateral = LATERAL_KERNEL / np.linalg.norm(LATERAL_KERNEL)
+    power = np.zeros(shape, np.float32)
+    for _ in range(2 * n_frames):  # real and imaginary part of each frame
+        field = rng.standard_normal(shape, np.float32)
+        field = correlate1d(field, axial, axis=1, mode="wrap")
+        field = correlate1d(field, lateral, axis=2, mode="wrap")
+        power += field * field
+    return power / np.float32(2 * n_frames)
+
+
+def _cut_borders(gray: np.ndarray, layers: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    """Blank in place what a tilted and shifted B-scan leaves empty, black or (in some eyes) white.
+
+    The wedges spare the retina; one eye in five has none.
+    """
+    kind = rng.choice(["none", "black", "white"], p=[0.2, 0.5, 0.3])
+    slope = rng.choice([-1, 1]) * rng.uniform(0.03, 0.09)
+    shift = rng.uniform(-15, 15) + rng.normal(0, 5, (len(gray), 1))
+    n_columns = rng.integers(0, 4)
+    if kind == "none":
+        return
+    _, depth, width = gray.shape
+    tilted = shift + slope * (np.arange(width) - (width - 1) / 2)[None, :]
+    top = np.minimum(tilted, layers["ilm"].min(axis=1, keepdims=True) - 12)
+    bottom = np.maximum(depth + tilted, layers["bm"].max(axis=1, keepdims=True) + 40)
+    z = np.arange(depth)[None, :, None]
+    blank = (z < top[:, None, :]) | (z >= bottom[:, None, :])
+    blank[:, :, :n_columns] = True
+    gray[blank] = 0 if kind == "black" else 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--volume", required=True, help="id, which with the seed decides the eye")
+    parser.add_argument("--label", required=True, choices=["healthy", "diseased"])
+    parser.add_argument("--seed", type=int, default=0, help="seed of all phantoms together")
+    parser.add_argument("--bscans", type=int, default=SHAPE[0], help="number of B-scans")
+    parser.add_argument("--depth", type=int, default=SHAPE[1], help="rows of a B-scan")
+    parser.add_argument("--width", type=int, default=SHAPE[2], help="columns of a B-scan")
+    parser.add_argument("--output", required=True, help="volume, .nii.gz; others go beside it")
+
+
+def command(args: argparse.Namespace) -> str:
+    """Make one phantom and write it as a user's file would be."""
+    shape = (args.bscans, args.depth, args.width)
+    diseased = args.label == "diseased"
+    phantom, layers = make_phantom(args.volume, args.seed, diseased, shape)
+    facts = {"laterality": phantom.eye, "device": phantom.device, "intensity": phantom.intensity}
+    sidecar = companion(args.output, "json")
+    write_nifti(np.rint(phantom.data * 255).astype(np.uint8), args.output, phantom.affine)
+    write_nifti(
+        phantom.annotation.astype(np.uint8), companion(args.output, "annotation"), phantom.affine
+    )
+    with atomic_path(sidecar.with_suffix(".truth.npz")) as temporary:
+        np.savez_compressed(temporary, **layers)
+    write_text(sidecar, json.dumps(facts, indent=1) + "\n")
+    return (
+        f"{args.volume}: {args.label} phantom, {' x '.join(map(str, shape))} (b, z, x), "
+        f"eye {phantom.eye}, {phantom.annotation.mean():.1%} of the pixels in lesions, "
+        f"{Path(args.output).name}"
+    )

@@ -1,0 +1,150 @@
+"""Numerics of layer segmentation: best paths through scores, and smooth curves.
+
+Everything works on all B-scans at once and has axes (x, b, z): a path walks along x, and z is
+contiguous because every filter runs along it.
+"""
+
+import numpy as np
+
+
+def straighten(image: np.ndarray, centre: np.ndarray, above: int, below: int) -> np.ndarray:
+    """Return rows `centre - above` to `centre + below` of each column, (x, b, above + below + 1).
+
+    `centre` (x, b) holds whole rows; rows outside `image` (x, b, z) repeat its border.
+    """
+    rows = centre[..., np.newaxis] + np.arange(-above, below + 1)
+    return np.take_along_axis(image, np.clip(rows, 0, image.shape[2] - 1), axis=2)
+
+
+def cumulate(image: np.ndarray) -> np.ndarray:
+    """Return the cumulative sum of `image` (x, b, z) along z, starting with 0: (x, b, z + 1)."""
+    total = np.zeros((*image.shape[:2], image.shape[2] + 1), np.float32)
+    np.cumsum(image, axis=2, out=total[..., 1:])
+    return total
+
+
+def window_mean(total: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return the mean of rows [k + start, k + stop) for every row border k of `cumulate`'s result.
+
+    Border k lies between rows k - 1 and k; windows are cut off at the ends of the image.
+    """
+    borders = np.arange(total.shape[2])
+    first = np.clip(borders + start, 0, total.shape[2] - 1)
+    last = np.clip(borders + stop, 0, total.shape[2] - 1)
+    return (total[..., last] - total[..., first]) / np.maximum(last - first, 1).astype(np.float32)
+
+
+def smooth_columns(image: np.ndarray, radius: int) -> np.ndarray:
+    """Return the mean over `2 * radius + 1` columns of `image` (x, ...); fewer at the ends."""
+    n = len(image)
+    total = np.concatenate([np.zeros_like(image[:1]), np.cumsum(image, axis=0)])
+    first = np.clip(np.arange(n) - radius, 0, n)
+    last = np.clip(np.arange(n) + radius + 1, 0, n)
+    width = (last - first).astype(np.float32).reshape(-1, *[1] * (image.ndim - 1))
+    return (total[last] - total[first]) / width
+
+
+def best_path(score: np.ndarray, max_move: int, move_cost: float) -> np.ndarray:
+    """Return the path (x, b) through `score` (x, b, z) with the highest sum (Viterbi).
+
+    From one column to the next it moves by at most `max_move` rows, at `move_cost` a row.
+    """
+    n_x, n_b, n_z = score.shape
+    origin = np.empty(score.shape, np.int16)
+    rows = np.arange(n_z, dtype=np.int16)
+    origin[0] = rows
+    total = score[0].copy()
+    for x in range(1, n_x):
+        best, source = total.copy(), np.broadcast_to(rows, total.shape).copy()
+        for move in range(1, min(max_move, n_z - 1) + 1):
+            for here, there in _shifted(move):
+                candidate = total[:, there] - move_cost * move
+                better = candidate > best[:, here]
+                best[:, here][better] = candidate[better]
+                source[:, here][better] = np.broadcast_to(rows[there], candidate.shape)[better]
+        origin[x] = source
+        total = best + score[x]
+    path = np.empty((n_x, n_b), np.intp)
+    path[-1] = total.argmax(axis=1)
+    for x in range(n_x - 1, 0, -1):
+        path[x - 1] = origin[x, np.arange(n_b), path[x]]
+    return path
+
+
+def best_pair(
+    upper: np.ndarray, lower: np.ndarray, gap: tuple[int, int], moves: tuple[int, int], cost: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return two paths (x, b), found together, that maximise `upper` plus `lower` (x, b, z).
+
+    The lower one stays `gap[0]` to `gap[1]` rows below the upper one, and moves by at most
+    `moves[0]` rows a column; the gap changes by at most `moves[1]`; each row costs `cost`.
+    """
+    n_x, n_b, n_z = lower.shape
+    gaps = np.arange(gap[0], min(gap[1], n_z - 1) + 1)
+    # state (lower row, gap): the upper row is their difference
+    upper_row = np.arange(n_z)[:, np.newaxis] - gaps
+    outside = np.where(upper_row < 0, np.float32(-1e6), np.float32(0))
+    upper_row = np.maximum(upper_row, 0)
+    steps = [np.empty((n_x, n_b, *upper_row.shape), np.int8) for _ in moves]
+    total = np.zeros((n_b, *upper_row.shape), np.float32)
+    for x in range(n_x):
+        for axis, (limit, step) in enumerate(zip(moves, steps, strict=True), start=1):
+            before, best = total, total.copy()
+            step[x] = 0
+            for move in range(1, limit + 1):
+                for sign, (here, there) in zip((1, -1), _shifted(move), strict=True):
+                    here, there = ((slice(None), *[slice(None)] * (axis - 1), s) for s in (here, there))
+                    candidate = before[there] - cost * move
+                    better = candidate > best[here]
+                    np.copyto(best[here], candidate, where=better)
+                    np.copyto(step[x][here], np.int8(sign * move), where=better)
+            total = best
+        total += upper[x][:, upper_row] + lower[x][:, :, np.newaxis] + outside
+    b = np.arange(n_b)
+    row, g = np.unravel_index(total.reshape(n_b, -1).argmax(axis=1), upper_row.shape)
+    paths = np.empty((2, n_x, n_b), np.intp)
+    for x in range(n_x - 1, -1, -1):
+        paths[:, x] = row - gaps[g], row
+        g = g + steps[1][x, b, row, g]
+        row = row + steps[0][x, b, row, g]
+    return paths[0], paths[1]
+
+
+def _shifted(move: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return (here, there) slices for a predecessor `move` rows further on, and further back."""
+    onward, back = slice(None, -move), slice(move, None)
+    return (onward, back), (back, onward)
+
+
+def subpixel(score: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """Return `path` (x, b) moved by up to half a row to the vertex of a parabola through `score`."""
+    middle = np.clip(path, 1, score.shape[2] - 2)
+    left, peak, right = (
+        np.take_along_axis(score, (middle + k)[..., np.newaxis], 2)[..., 0] for k in (-1, 0, 1)
+    )
+    bend = left - 2 * peak + right
+    shift = np.where(bend < -1e-6, 0.5 * (left - right) / np.minimum(bend, -1e-6), 0.0)
+    return path + np.where(path == middle, np.clip(shift, -0.5, 0.5), 0.0)
+
+
+def whittaker(curve: np.ndarray, weight: np.ndarray, period: float) -> np.ndarray:
+    """Return the smooth curve (x, b) nearest to `curve` under `weight`, second differences penalised.
+
+    `period` is the wave length, in columns, that is halved in amplitude (Eilers 2003,
+    doi:10.1021/ac034173t; the frequency response is 1 / (1 + stiffness * w ** 4)).
+    """
+    from scipy.linalg import solveh_banded
+
+    n = len(curve)
+    if n < 3:
+        return curve.copy()
+    stiffness = (period / (2 * np.pi)) ** 4
+    difference = np.diff(np.eye(n), 2, axis=0)
+    square = stiffness * difference.T @ difference
+    bands = np.stack([np.pad(np.diagonal(square, k), (0, k)) for k in range(3)])
+    smooth = np.empty(curve.shape)
+    for b in range(curve.shape[1]):
+        system = bands.copy()
+        system[0] += weight[:, b] + 1e-6
+        smooth[:, b] = solveh_banded(system, (weight[:, b] + 1e-6) * curve[:, b], lower=True)
+    return smooth

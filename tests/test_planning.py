@@ -1,0 +1,229 @@
+"""Config, sample sheet and code fingerprint: every mistake is named before any work starts."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "workflow"))
+
+from planning import code_version as versions
+from planning.config import load_schema, resolve_config
+from planning.errors import PlanningError
+from planning.sample_sheet import chunk_of, read_sample_sheet
+
+COLUMNS = "volume patient eye path split label annotation".split()
+GOOD = [
+    ["a", "p1", "R", "a.nii.gz", "train", "healthy", ""],
+    ["b", "p2", "", "b.nii.gz", "validation", "healthy", ""],
+    ["c", "p3", "L", "c.nii.gz", "test", "diseased", "c.mask.nii.gz"],
+]
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    """Write rows as a sample sheet, with the files it names, and read it."""
+
+    def read(rows=GOOD, columns=COLUMNS, absent=()):
+        path = tmp_path / "volumes.tsv"
+        path.write_text("".join("\t".join(cells) + "\n" for cells in [columns, *rows]))
+        for row in rows:
+            for name in row:
+                if name.endswith(".gz") and name not in absent:
+                    (tmp_path / name).touch()
+        return read_sample_sheet(str(path), str(tmp_path))
+
+    return read
+
+
+def changed(row, column, value):
+    rows = [list(cells) for cells in GOOD]
+    rows[row][COLUMNS.index(column)] = value
+    return rows
+
+
+def test_a_good_sheet(sheet):
+    read = sheet()
+    assert read.volumes("train") == ["a"]
+    assert read["c"].annotation == "c.mask.nii.gz"
+    assert read["c"].line == 4
+
+
+def test_optional_columns_may_be_absent(sheet):
+    columns = [c for c in COLUMNS if c not in ("eye", "annotation")]
+    rows = [[v for v, c in zip(row, COLUMNS, strict=True) if c in columns] for row in GOOD]
+    assert sheet(rows, columns)["a"].eye == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (GOOD, [*COLUMNS[:4], "splitt", *COLUMNS[5:]], "column 'split' is missing"),
+        ([r + ["x"] for r in GOOD], [*COLUMNS, "note"], "unknown column 'note'"),
+        ([], COLUMNS, "has no rows"),
+        ([*GOOD, ["A", "p9", "", "d.nii.gz", "test", "healthy", ""]], COLUMNS,
+         "row 5, column 'volume': 'A' already stands in row 2"),
+        (changed(2, "patient", "p1"), COLUMNS,
+         "rows 2 and 4, column 'split': patient 'p1' is in train and in test"),
+        (changed(0, "label", "diseased"), COLUMNS,
+         "row 2, column 'label': a training volume must be healthy"),
+        (changed(0, "split", "score"), COLUMNS, "no healthy training volume"),
+        (changed(2, "split", "score"), COLUMNS, "no test volume"),
+        (changed(1, "split", "testing"), COLUMNS, "row 3, column 'split': 'testing' is not one of"),
+        (changed(1, "label", ""), COLUMNS, "row 3, column 'label': '' is not one of"),
+        (changed(1, "eye", "OD"), COLUMNS, "row 3, column 'eye'"),
+        (changed(1, "volume", "../b"), COLUMNS, "row 3, column 'volume'"),
+        (changed(1, "patient", "Jane Doe"), COLUMNS, "never a patient's name|pseudonym"),
+        ([GOOD[0], GOOD[1][:3], GOOD[2]], COLUMNS, "row 3: it must have 7 columns"),
+    ],
+)
+def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
+    with pytest.raises(PlanningError, match=message):
+        sheet(rows, columns)
+
+
+@pytest.mark.parametrize(("name", "column"), [("b.nii.gz", "path"), ("c.mask.nii.gz", "annotation")])
+def test_a_missing_file_is_named(sheet, name, column):
+    with pytest.raises(PlanningError, match=rf"column '{column}': .*{name} does not exist"):
+        sheet(absent=[name])
+
+
+def test_a_missing_or_binary_sheet(tmp_path):
+    with pytest.raises(PlanningError, match="cannot be read"):
+        read_sample_sheet(str(tmp_path / "absent.tsv"), ".")
+    (tmp_path / "x.tsv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(PlanningError, match="not a tab-separated UTF-8"):
+        read_sample_sheet(str(tmp_path / "x.tsv"), ".")
+
+
+def test_chunks_are_stable_and_complete(sheet):
+    read = sheet([*GOOD, *([f"t{i}", f"q{i}", "", "c.nii.gz", "test", "healthy", ""] for i in range(40))])
+    chunks = [read.volumes("test", k, 4) for k in range(4)]
+    assert sorted(v for chunk in chunks for v in chunk) == sorted(read.volumes("test"))
+    assert min(map(len, chunks)) > 3
+    assert chunk_of("t1", 4) == chunk_of("t1", 4)
+
+
+def test_defaults_are_filled_in_and_the_input_left_alone():
+    given = {"map": {"steps": 7}}
+    resolved = resolve_config(given)
+    assert resolved["map"]["steps"] == 7
+    assert resolved["map"]["lambda"] == 0.1
+    assert given == {"map": {"steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"stepz": 1}, "unknown key 'stepz'"),
+        ({"map": {"stepz": 1}}, "unknown key 'map: stepz'"),
+        ({"map": {"steps": 0}}, "map: steps: 0 is less than the minimum of 1"),
+        ({"map": {"steps": "many"}}, "map: steps: 'many' is not of type 'integer'"),
+        ({"map": 3}, "map: 3 is not of type 'object'"),
+        ({"flatten": {"mode": "rpe"}}, "flatten: mode: 'rpe' is not one of"),
+        ({"patches": {"size": 32}}, "model: channels has 4 numbers"),
+        ({"map": {"feature_layer": 5}}, "map: feature_layer"),
+    ],
+)
+def test_a_bad_config_is_named_with_its_place(config, message):
+    with pytest.raises(PlanningError, match=message):
+        resolve_config(config)
+
+
+@pytest.mark.parametrize("preset", sorted(p.name for p in (ROOT / "config/presets").glob("*.yaml")))
+def test_presets_are_valid(preset):
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    over = yaml.safe_load((ROOT / "config/presets" / preset).read_text())
+    resolve_config({k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in over.items()})
+
+
+def test_the_paper_preset_is_what_was_published():
+    paper = resolve_config(yaml.safe_load((ROOT / "config/presets/paper.yaml").read_text()))
+    assert paper["model"]["channels"] == [512, 256, 128, 64]
+    assert paper["patches"]["train_total"] == 1_000_000
+    assert (paper["map"]["steps"], paper["map"]["lambda"]) == (500, 0.1)
+    assert (paper["train"]["epochs"], paper["flatten"]["mode"]) == (20, "both")
+
+
+def test_every_key_is_explained():
+    readme = (ROOT / "config/README.md").read_text()
+    for name, part in load_schema("config")["properties"].items():
+        for key in part.get("properties", {name: None}):
+            assert f"`{key}`" in readme, f"config/README.md does not explain {name}: {key}"
+    for column in load_schema("volumes")["properties"]:
+        assert f"`{column}`" in readme, f"config/README.md does not explain the column {column}"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of the packages whose fingerprints are computed."""
+    for package in versions.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+
+    def fingerprints():
+        versions.code_version.cache_clear()
+        versions._parse.cache_clear()
+        stages = ("preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map")
+        return {stage: versions.code_version(stage) for stage in stages}
+
+    return tmp_path, fingerprints
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("preprocessing/readers/heyex.py", {"preprocessing.load"}),
+        ("preprocessing/flatten.py", {"preprocessing.flatten"}),
+        ("anogan/mapping.py", {"anogan.map"}),
+        ("anogan/networks.py", {"anogan.train", "anogan.map"}),
+        ("preprocessing/errors.py",
+         {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map"}),
+    ],
+)
+def test_the_fingerprint_follows_the_imports(project, file, changed):
+    folder, fingerprints = project
+    before = fingerprints()
+    (folder / file).write_text((folder / file).read_text() + "\nADDED = 1\n")
+    after = fingerprints()
+    assert {stage for stage in before if before[stage] != after[stage]} == changed
+
+
+def test_comments_docstrings_and_the_version_number_do_not_count(project):
+    folder, fingerprints = project
+    before = fingerprints()
+    for file, old, new in (
+        ("preprocessing/flatten.py", '"""Stage', '"""The stage'),
+        ("preprocessing/flatten.py", "import argparse", "# why\nimport argparse"),
+        ("preprocessing/__init__.py", '__version__ = "', '__version__ = "9'),
+    ):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+    assert fingerprints() == before
+
+
+def test_a_new_library_version_counts_but_not_its_patch_level(monkeypatch):
+    versions.code_version.cache_clear()
+    before = versions.code_version("anogan.train")
+    real = versions.version
+
+    def fake(bump):
+        return lambda name: bump if name == "torch" else real(name)
+
+    own = ".".join(real("torch").split(".")[:2])
+    for bump, same in ((f"{own}.99", True), ("99.0", False)):
+        monkeypatch.setattr(versions, "version", fake(bump))
+        versions.code_version.cache_clear()
+        assert (versions.code_version("anogan.train") == before) is same
+    versions.code_version.cache_clear()
+
+
+def test_preprocessing_never_needs_torch():
+    for path in (ROOT / "preprocessing").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        imports = {i.split(".")[0] for i in versions._parse(name)[1]}
+        assert not imports & {"torch", "anogan", "snakemake"}, name

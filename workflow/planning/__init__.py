@@ -1,0 +1,1 @@
+"""What is decided before any job runs: the config, the sample sheet, the version of the code."""

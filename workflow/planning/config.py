@@ -1,0 +1,62 @@
+"""The config: checked against its schema, with every default filled in."""
+
+import copy
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from planning.errors import PlanningError
+
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+
+
+def load_schema(name: str) -> dict:
+    """Return the schema workflow/schemas/<name>.schema.yaml."""
+    return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text(encoding="utf-8"))
+
+
+def resolve_config(config: dict) -> dict:
+    """Return a copy of `config` with defaults filled in; PlanningError when it breaks the schema."""
+    schema = load_schema("config")
+    resolved = copy.deepcopy(dict(config))
+    _fill_defaults(resolved, schema)
+    error = best_match(Draft202012Validator(schema).iter_errors(resolved))
+    if error is not None:
+        raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
+    _check_architecture(resolved)
+    return resolved
+
+
+def _check_architecture(config: dict) -> None:
+    n, size = len(config["model"]["channels"]), config["patches"]["size"]
+    if 4 * 2**n != size:
+        raise PlanningError(
+            f"config: model: channels has {n} numbers, which makes patches of {4 * 2**n} pixels, but "
+            f"patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
+        )
+    if config["map"]["feature_layer"] > n:
+        raise PlanningError(
+            f"config: map: feature_layer is {config['map']['feature_layer']}, but the discriminator "
+            f"has {n} convolutions; 0 means the last"
+        )
+
+
+def _fill_defaults(values: dict, schema: dict) -> None:
+    for key, part in schema.get("properties", {}).items():
+        if part.get("type") == "object":
+            section = values.setdefault(key, {})
+            if isinstance(section, dict):
+                _fill_defaults(section, part)
+        elif "default" in part:
+            values.setdefault(key, copy.deepcopy(part["default"]))
+
+
+def _explain(error: ValidationError) -> str:
+    place = ": ".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
+        known = ", ".join(error.schema["properties"])
+        return f"unknown key '{': '.join(filter(None, [place, *unknown[:1]]))}' (known here: {known})"
+    return f"{place or 'the file'}: {error.message}"

@@ -1,0 +1,158 @@
+"""The sample sheet: one row per volume, checked before any work starts."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from planning.config import load_schema
+from planning.errors import PlanningError
+
+PHANTOM_FOLDER = "phantom"  # below data_dir; what is named there is made, not looked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One volume of the sample sheet; `line` is its line in the file."""
+
+    line: int
+    volume: str
+    patient: str
+    path: str
+    split: str
+    label: str
+    eye: str = ""
+    annotation: str = ""
+
+    @property
+    def is_phantom(self) -> bool:
+        """Tell whether the workflow makes this volume itself."""
+        return self.path == f"{PHANTOM_FOLDER}/{self.volume}.nii.gz"
+
+
+class SampleSheet:
+    """The rows of a checked sample sheet, in the order of the file."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = {row.volume: row for row in rows}
+
+    def __getitem__(self, volume: str) -> Row:
+        return self.rows[volume]
+
+    def volumes(self, split: str, chunk: int = 0, n_chunks: int = 1) -> list[str]:
+        """Return the volume ids of a split, or of one of its chunks.
+
+        The chunk follows from a hash of the id, so a new volume changes one chunk only.
+        """
+        return [
+            row.volume
+            for row in self.rows.values()
+            if row.split == split and chunk_of(row.volume, n_chunks) == chunk
+        ]
+
+
+def chunk_of(volume: str, n_chunks: int) -> int:
+    """Return the chunk (0 to n_chunks - 1) of a volume id."""
+    return int.from_bytes(hashlib.sha256(volume.encode()).digest()[:8], "big") % n_chunks
+
+
+def read_sample_sheet(path: str, data_dir: str) -> SampleSheet:
+    """Read and check a sample sheet; PlanningError names the file, row, column and remedy."""
+    rows = _parse(path)
+    _check_volumes(path, rows)
+    _check_patients(path, rows)
+    _check_splits(path, rows)
+    _check_files(path, rows, Path(data_dir))
+    return SampleSheet(rows)
+
+
+def _parse(path: str) -> list[Row]:
+    schema = load_schema("volumes")
+    validator = Draft202012Validator(schema)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            columns = reader.fieldnames or []
+            records = [(reader.line_num, record) for record in reader]
+    except OSError as error:
+        raise PlanningError(
+            f"{path}: the sample sheet cannot be read ({error.strerror}); set 'volumes' in the config"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PlanningError(f"{path}: not a tab-separated UTF-8 text file ({error})") from error
+    missing = [name for name in schema["required"] if name not in columns]
+    if missing:
+        raise PlanningError(f"{path}: column '{missing[0]}' is missing; columns are separated by tabs")
+    unknown = [name for name in columns if name not in schema["properties"]]
+    if unknown:
+        known = ", ".join(schema["properties"])
+        raise PlanningError(f"{path}: unknown column '{unknown[0]}'; the columns are {known}")
+    rows = []
+    for line, record in records:
+        if None in record or None in record.values():
+            raise PlanningError(f"{path}, row {line}: it must have {len(columns)} columns, as the first")
+        record = {name: value.strip() for name, value in record.items()}
+        error = best_match(validator.iter_errors(record))
+        if error is not None:
+            column = error.absolute_path[0]
+            hint = schema["properties"][column]["description"]
+            raise PlanningError(f"{path}, row {line}, column '{column}': {error.message} ({hint})")
+        rows.append(Row(line=line, **record))
+    if not rows:
+        raise PlanningError(f"{path}: the sample sheet has no rows; add a row per volume")
+    return rows
+
+
+def _check_volumes(path: str, rows: list[Row]) -> None:
+    first: dict[str, Row] = {}
+    for row in rows:
+        # file systems that ignore case would put both into one folder
+        other = first.setdefault(row.volume.lower(), row)
+        if other is not row:
+            raise PlanningError(
+                f"{path}, row {row.line}, column 'volume': '{row.volume}' already stands in row "
+                f"{other.line}; give each volume an id of its own"
+            )
+
+
+def _check_patients(path: str, rows: list[Row]) -> None:
+    splits: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        splits[row.patient].setdefault(row.split, row)
+    for patient, by_split in splits.items():
+        if len(by_split) > 1:
+            a, b = list(by_split.values())[:2]
+            raise PlanningError(
+                f"{path}, rows {a.line} and {b.line}, column 'split': patient '{patient}' is in "
+                f"{a.split} and in {b.split}; all eyes of a patient must be in one split"
+            )
+
+
+def _check_splits(path: str, rows: list[Row]) -> None:
+    for row in rows:
+        if row.split == "train" and row.label != "healthy":
+            raise PlanningError(
+                f"{path}, row {row.line}, column 'label': a training volume must be healthy, not "
+                f"{row.label}; move it to another split"
+            )
+    for split, why in (("train", "the model learns from healthy eyes"), ("test", "the report needs it")):
+        if not any(row.split == split for row in rows):
+            kind = "healthy training" if split == "train" else split
+            raise PlanningError(f"{path}: no {kind} volume; {why}: give a row the split '{split}'")
+
+
+def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
+    for row in rows:
+        if row.is_phantom:
+            continue
+        for column in ("path", "annotation"):
+            value = getattr(row, column)
+            if value and not (data_dir / value).exists():
+                raise PlanningError(
+                    f"{path}, row {row.line}, column '{column}': {data_dir / value} does not exist; "
+                    "relative paths start at data_dir of the config"
+                )

@@ -1,0 +1,70 @@
+# The model: one training on all healthy training volumes, then one mapping job per chunk.
+
+
+rule train:
+    input:
+        f"{RESULTS}/patches/train-0.h5",
+    output:
+        generator=f"{RESULTS}/model/generator.safetensors",
+        discriminator=f"{RESULTS}/model/discriminator.safetensors",
+        description=f"{RESULTS}/model/model.json",
+        history=f"{RESULTS}/model/history.tsv",
+        samples=f"{RESULTS}/model/samples.png",
+        real=f"{RESULTS}/model/real.png",
+    log:
+        f"{RESULTS}/logs/train.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train.tsv"
+    threads: 8
+    resources:
+        gpu=config["gpus"],
+        mem_mb=16000,
+        runtime=1440,
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_version("anogan.train"),
+        model=config["model"],
+        train=config["train"],
+        seed=config["seed"],
+        folder=subpath(output.description, parent=True),
+    shell:
+        "python -m anogan train --patches {input:q} --channels {params.model[channels]}"
+        " --latent {params.model[latent]} --epochs {params.train[epochs]}"
+        " --batch-size {params.train[batch_size]} --learning-rate {params.train[learning_rate]}"
+        " --beta1 {params.train[beta1]} --seed {params.seed} --threads {threads}"
+        " --gpus {resources.gpu} --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule map:
+    input:
+        patches=f"{RESULTS}/patches/{{split}}-{{chunk}}.h5",
+        model=[rules.train.output.description, rules.train.output.generator, rules.train.output.discriminator],
+    output:
+        scores=f"{RESULTS}/scores/{{split}}-{{chunk}}.parquet",
+        residuals=f"{RESULTS}/scores/{{split}}-{{chunk}}.residuals.h5",
+    log:
+        f"{RESULTS}/logs/map/{{split}}-{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/map/{{split}}-{{chunk}}.tsv"
+    threads: 8
+    resources:
+        gpu=config["gpus"],
+        mem_mb=4000,
+        runtime=720,
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_version("anogan.map"),
+        map={key: value for key, value in config["map"].items() if key != "chunks"},
+        seed=config["seed"],
+        folder=subpath(input.model[0], parent=True),
+    shell:
+        "python -m anogan map --patches {input.patches:q} --model {params.folder:q}"
+        " --methods {params.map[methods]} --steps {params.map[steps]}"
+        " --learning-rate {params.map[learning_rate]} --schedule {params.map[schedule]}"
+        " --restarts {params.map[restarts]} --weight {params.map[lambda]}"
+        " --feature-layer {params.map[feature_layer]} --batch-size {params.map[batch_size]}"
+        " --residuals {params.map[residuals]} --seed {params.seed} --threads {threads}"
+        " --gpus {resources.gpu} --output {output.scores:q}"
+        " --residual-output {output.residuals:q} > {log:q} 2>&1"

@@ -1,0 +1,96 @@
+# The evidence: metrics, figures and the page that shows them.
+
+FIGURES = ["roc_methods", "roc_scores", "distributions", "panel", "training"]
+
+
+rule resolved_config:
+    output:
+        f"{RESULTS}/config.yaml",
+    log:
+        f"{RESULTS}/logs/resolved_config.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/resolved_config.tsv"
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=100,
+        runtime=1,
+    conda:
+        "../../environment.yml"
+    params:
+        text=yaml.safe_dump(config, sort_keys=False),
+    shell:
+        "printf %s {params.text:q} > {output:q} 2> {log:q}"
+
+
+rule evaluate:
+    input:
+        scores=mapped_parts(".parquet"),
+    output:
+        metrics=report(
+            f"{RESULTS}/report/metrics.tsv",
+            caption="../report/metrics.rst",
+            category="Metrics",
+        ),
+        evaluation=f"{RESULTS}/report/evaluation.json",
+        volumes=f"{RESULTS}/report/volumes.tsv",
+    log:
+        f"{RESULTS}/logs/evaluate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_version("anogan.evaluate"),
+        bootstrap=config["evaluate"]["bootstrap"],
+        healthy_quantile=config["evaluate"]["healthy_quantile"],
+        seed=config["seed"],
+    shell:
+        "python -m anogan evaluate --scores {input.scores:q} --bootstrap {params.bootstrap}"
+        " --healthy-quantile {params.healthy_quantile} --seed {params.seed}"
+        " --output {output.metrics:q} > {log:q} 2>&1"
+
+
+rule report:
+    input:
+        scores=mapped_parts(".parquet"),
+        residuals=mapped_parts(".residuals.h5"),
+        evaluation=rules.evaluate.output,
+        model=rules.train.output,
+        qc=expand(f"{RESULTS}/volumes/{{volume}}/qc.tsv", volume=SHEET.rows),
+        pictures=expand(f"{RESULTS}/volumes/{{volume}}/layers.png", volume=shown_volumes()),
+        config=rules.resolved_config.output,
+    output:
+        page=report(
+            f"{RESULTS}/report/index.html",
+            caption="../report/page.rst",
+            category="Report",
+        ),
+        svg=report(
+            expand(f"{RESULTS}/report/figures/{{name}}.svg", name=FIGURES),
+            caption="../report/figures.rst",
+            category="Figures",
+        ),
+        png=expand(f"{RESULTS}/report/figures/{{name}}.png", name=FIGURES),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_version("anogan.report", "anogan/templates/report.html.j2"),
+        model=subpath(input.model[0], parent=True),
+    shell:
+        "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
+        " --metrics {input.evaluation[0]:q} --model {params.model:q} --qc {input.qc:q}"
+        " --layer-pictures {input.pictures:q} --config {input.config:q}"
+        " --output {output.page:q} > {log:q} 2>&1"
