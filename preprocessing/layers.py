@@ -1,21 +1,27 @@
 """Finds three surfaces in every B-scan: ILM, RPE and Bruch's membrane (BM).
 
-In short: a coarse search finds ILM and BM together, so that each knows where the other is; a fine
-search in a band around it places them to a fraction of a pixel; BM is made smooth, because it lies
-flat under drusen; the RPE is then the lowest bright band above BM. All lengths come from anatomy
-and are in micrometres. Published relatives: Garvin 2009 (doi:10.1109/TMI.2009.2016958), Chiu 2010
-(doi:10.1364/OE.18.019413).
+A coarse search finds ILM and BM together, so that each knows where the other is; fine searches in
+bands around them place them to a fraction of a pixel; BM is made smooth, because it stays flat
+under drusen; the RPE is the lowest bright band above it. Every B-scan is searched on its own, as
+neighbours may lie 250 um apart. Lengths come from anatomy and are in micrometres. Relatives in
+print: Garvin 2009 (doi:10.1109/TMI.2009.2016958), Chiu 2010 (doi:10.1364/OE.18.019413).
+
+Inside this module arrays are (x, b, z) and a surface is a row border: k lies between rows k - 1
+and k. Gray values run from 0, vitreous, to about 1, bright retina.
 """
 
 import zipfile
-from dataclasses import dataclass, fields
+import zlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import binary_erosion
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
 from preprocessing.surfaces import (
+    at_path,
     best_pair,
     best_path,
     cumulate,
@@ -26,15 +32,19 @@ from preprocessing.surfaces import (
     window_mean,
 )
 
-COLUMN_UM = 20  # lateral grid of the fine search; finer columns are averaged to about this
+COLUMN_UM = 20  # finer columns are averaged to about this
 CELL_UM = (18, 88)  # (z, x) of the coarse search
 THICKNESS_UM = (90, 900)  # ILM to BM: foveal floor of a thin macula to gross oedema
 SKY_UM = 220  # dark rows put on top, for an ILM that is cut off there
+ELEVATION_UM = 400  # RPE above BM: the highest detachment looked for
+CLEAR_ILM, CLEAR_RPE = 0.3, 0.2  # contrast of these layers where confidence reaches 1
+
+Steps = tuple[float, float]  # um between rows and between columns
 
 
 @dataclass
 class Layers:
-    """Three surfaces; each (b, x) float32, z in pixels, whole numbers at pixel centres, NaN unknown.
+    """Three surfaces; each (b, x) float32, z in pixels (whole at pixel centres), NaN unknown.
 
     `confidence` (b, x) runs from 0 (nothing seen) to 1 (edges as in a clear scan).
     """
@@ -45,219 +55,242 @@ class Layers:
     confidence: np.ndarray
 
 
+def write_layers(layers: Layers, path: str | Path) -> None:
+    """Write `layers` as a compressed NumPy archive, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **asdict(layers))
+
+
+def read_layers(path: str | Path) -> Layers:
+    """Read layers written by `write_layers`; raises InputError when they are missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            layers = Layers(*(archive[field.name] for field in fields(Layers)))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: not a readable layer file ({error}); rerun the segmentation that wrote it"
+        ) from error
+    surfaces = asdict(layers).values()
+    if any(s.ndim != 2 or s.shape != layers.bm.shape or s.dtype.kind != "f" for s in surfaces):
+        raise InputError(
+            f"{path}: the layers do not fit each other; rerun the segmentation that wrote it"
+        )
+    return layers
+
+
 def find_layers(
     data: np.ndarray, valid: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> Layers:
-    """Segment ILM, RPE and BM in gray values `data` (b, z, x), wherever `valid`.
+    """Segment ILM, RPE and BM in gray values `data` (b, z, x), wherever they are `valid`.
 
-    `spacing_mm` is (b, z, x), b 0 for a single B-scan. Only the order of gray values and the
-    ratios of their differences matter. B-scans without a retina come back as NaN.
+    `spacing_mm` is (b, z, x). Offset and gain of the gray values do not matter and may change
+    between B-scans. B-scans without a retina and columns without measurements come back as NaN.
+    Nothing in it is random.
     """
-    spacing_um = tuple(1000 * step for step in spacing_mm)
-    merge = max(1, round(COLUMN_UM / spacing_um[2]))
-    step_um = (spacing_um[0], spacing_um[1], spacing_um[2] * merge)
+    merge = max(1, round(COLUMN_UM / (1000 * spacing_mm[2])))
     starts = np.arange(0, data.shape[2], merge)
-    gray, seen = _working_grid(data, valid, starts)
-    gray, visible = _scale(gray, seen, step_um)
-    sky = round(SKY_UM / step_um[1])
-    gray = np.pad(gray, ((0, 0), (0, 0), (sky, 0)))
-    ilm, bm = _coarse(gray, seen.any(axis=2), visible, step_um)
-    ilm, ilm_step = _fine_ilm(gray, ilm, step_um)
-    bm = _fine_bm(gray, bm, step_um)
-    rpe, rpe_step = _fine_rpe(gray, ilm, bm, step_um)
-    bm = np.maximum(bm, ilm + THICKNESS_UM[0] / 2 / step_um[1])
+    steps = (1000 * spacing_mm[1], 1000 * spacing_mm[2] * merge)
 
-    ilm, rpe, bm = ilm - sky, rpe - sky, bm - sky
+    gray, seen = _working_grid(data, valid, starts)
     known = seen.mean(axis=2) > 0.2
+    gray, visible = _scale(gray, seen, steps)
+    sky = round(SKY_UM / steps[0])
+    gray = np.pad(gray, ((0, 0), (0, 0), (sky, 0)))
+
+    ilm, bm = _find_coarse(gray, known, steps)
+    ilm, ilm_contrast = _find_ilm(gray, ilm, steps)
+    bm = _find_bm(gray, bm, steps)
+    rpe, rpe_contrast = _find_rpe(gray, ilm, bm, steps)
+
+    plausible = bm - ilm > THICKNESS_UM[0] / steps[0]
+    bm = np.maximum(bm, ilm)
+    rpe = np.clip(rpe, ilm, bm)
+    contrast = np.minimum(ilm_contrast / CLEAR_ILM, rpe_contrast / CLEAR_RPE)
+    confidence = smooth_columns(np.clip(contrast, 0, 1) * plausible, round(100 / steps[1]))
     known &= visible
-    strength = np.clip(np.minimum(ilm_step / 0.3, rpe_step / 0.2), 0, 1)
-    strength = smooth_columns(strength, max(1, round(100 / step_um[2])))
-    centres = np.diff(np.append(starts, data.shape[2])) / 2 + starts - 0.5
-    surfaces = [np.where(known, surface, np.nan) for surface in (ilm, rpe, bm)]
-    surfaces.append(np.where(known, strength, 0))
-    return Layers(*(_to_columns(surface, centres, data.shape[2]) for surface in surfaces))
+    surfaces = [np.where(known, surface - sky - 0.5, np.nan) for surface in (ilm, rpe, bm)]
+    surfaces.append(np.where(known, confidence, 0))
+    return Layers(*(_to_columns(surface, starts, data.shape[2]) for surface in surfaces))
 
 
 def _working_grid(
     data: np.ndarray, valid: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean gray values and validity with axes (x, b, z), columns merged at `starts`."""
+    """Return mean gray values and validity as (x, b, z), columns merged from each of `starts`."""
     count = np.add.reduceat(valid, starts, axis=2, dtype=np.float32)
     total = np.add.reduceat(np.where(valid, data, 0), starts, axis=2, dtype=np.float32)
-    gray = total / np.maximum(count, 1)
-    from scipy.ndimage import binary_erosion
-    # the rows beside a wedge mix it with tissue
+    gray = np.ascontiguousarray((total / np.maximum(count, 1)).transpose(2, 0, 1))
+    # two rows beside a wedge mix its gray with tissue
     seen = binary_erosion(count > 0, np.ones((1, 5, 1)), border_value=1)
-    return np.ascontiguousarray(gray.transpose(2, 0, 1)), seen.transpose(2, 0, 1)
+    return gray, np.ascontiguousarray(seen.transpose(2, 0, 1))
 
 
-def _to_columns(surface: np.ndarray, centres: np.ndarray, n_columns: int) -> np.ndarray:
-    """Return `surface` (x, b) given at `centres` as (b, `n_columns`) float32."""
-    columns = np.arange(n_columns)
-    rows = [np.interp(columns, centres, row) for row in surface.T]
-    return np.array(rows, np.float32)
+def _to_columns(surface: np.ndarray, starts: np.ndarray, n_columns: int) -> np.ndarray:
+    """Return `surface` (x, b), known per group of columns from `starts`, as (b, columns) float32."""
+    centres = starts + (np.diff(starts, append=n_columns) - 1) / 2
+    return np.array([np.interp(range(n_columns), centres, row) for row in surface.T], np.float32)
 
 
-def _cell_size(step_um: tuple[float, float, float]) -> tuple[int, int]:
-    return tuple(max(1, round(um / step)) for um, step in zip(CELL_UM, step_um[1:], strict=True))
+def _cell_size(steps: Steps) -> tuple[int, int]:
+    return tuple(max(1, round(um / step)) for um, step in zip(CELL_UM, steps, strict=True))
 
 
 def _merged(image: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the means of the columns of `image` (x, ...) from each of `starts` to the next."""
-    width = np.diff(np.append(starts, len(image))).astype(np.float32)
-    total = np.add.reduceat(image, starts, axis=0, dtype=np.float32)
-    return total / width.reshape(-1, *[1] * (image.ndim - 1))
+    """Return the means of the columns of `image` (x, b, z) from each of `starts` to the next."""
+    width = np.diff(starts, append=len(image)).astype(np.float32)
+    return np.add.reduceat(image, starts, axis=0, dtype=np.float32) / width[:, None, None]
 
 
-def _cells(image: np.ndarray, step_um: tuple[float, float, float]) -> np.ndarray:
-    """Return the means of `image` (x, b, z) over coarse cells."""
-    rows, columns = _cell_size(step_um)
-    n_z = image.shape[2] // rows
-    cells = image[..., : n_z * rows].reshape(*image.shape[:2], n_z, rows).mean(axis=3)
-    return _merged(cells, np.arange(0, len(image), columns))
+def _in_cells(image: np.ndarray, rows: int) -> np.ndarray:
+    """Return `image` (x, b, z) as (x, b, cell, row of the cell); incomplete cells are dropped."""
+    n_cells = image.shape[2] // rows
+    return image[..., : n_cells * rows].reshape(*image.shape[:2], n_cells, rows)
 
 
-def _scale(
-    gray: np.ndarray, seen: np.ndarray, step_um: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _scale(gray: np.ndarray, seen: np.ndarray, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
     """Scale each B-scan to 0 = vitreous, 1 = bright retina, and fill in what was not seen.
 
-    Returns the gray values (x, b, z) and whether each B-scan shows a retina at all (b,). Unseen
-    rows above the scan become vitreous, so that an ILM cut off at the top is found at the cut;
-    those below repeat the column's last tissue, so that they make no edge.
+    Returns the gray values (x, b, z) and whether each B-scan shows more than noise (b,).
     """
-    cells = _cells(np.where(seen, gray, 0), step_um)
-    share = _cells(seen.astype(np.float32), step_um)
-    dark, bright = np.zeros((2, gray.shape[1]), np.float32)
+    rows, columns = _cell_size(steps)
+    starts = np.arange(0, len(gray), columns)
+    share = _merged(_in_cells(seen, rows).mean(axis=3, dtype=np.float32), starts)
+    cells = _merged(_in_cells(np.where(seen, gray, 0), rows).mean(axis=3), starts)
+    dark, span, noise = np.zeros((3, gray.shape[1]), np.float32)
     for b in range(gray.shape[1]):
         full = share[:, b] > 0.5
         if full.any():
-            dark[b], bright[b] = np.percentile(cells[:, b][full] / share[:, b][full], [10, 97])
-    span = bright - dark
-    visible = span > 0.1 * np.quantile(span, 0.75) if span.any() else span > 0
-    scaled = (gray - dark[:, None]) / np.where(visible, span, 1)[:, None]
+            dark[b], bright = np.percentile(cells[:, b][full] / share[:, b][full], (10, 97))
+            span[b] = bright - dark[b]
+            pairs = seen[1:, b] & seen[:-1, b]
+            noise[b] = np.diff(gray[:, b], axis=0)[pairs].std() / np.sqrt(2) if pairs.any() else 0
+    visible = span > np.maximum(2 * noise, 1e-6)
+    scaled = (gray - dark[:, np.newaxis]) / np.where(visible, span, 1)[:, np.newaxis]
+    return _filled(scaled, seen, round(60 / steps[0])), visible
+
+
+def _filled(gray: np.ndarray, seen: np.ndarray, tail: int) -> np.ndarray:
+    """Return `gray` (x, b, z) with its unseen rows filled in.
+
+    Above the scan they become vitreous, so that an ILM cut off at the top is found at the cut;
+    elsewhere they get the mean of the column's last `tail` rows, so that they make no edge.
+    """
     n_z = gray.shape[2]
-    last = n_z - 1 - seen[..., ::-1].argmax(axis=2)
-    total, count = cumulate(np.where(seen, scaled, 0)), cumulate(seen)
-    tail = np.maximum(last + 1 - round(60 / step_um[1]), 0)[..., np.newaxis]
-    ends = [np.take_along_axis(t, last[..., np.newaxis] + 1, 2) - np.take_along_axis(t, tail, 2)
-            for t in (total, count)]
-    above = np.arange(n_z) < seen.argmax(axis=2)[..., np.newaxis]
-    filling = np.where(above, 0, ends[0] / np.maximum(ends[1], 1))
-    return np.where(seen, scaled, filling).astype(np.float32), visible
+    first = seen.argmax(axis=2)[..., np.newaxis]
+    end = n_z - seen[..., ::-1].argmax(axis=2)[..., np.newaxis]
+    total, count = (
+        np.take_along_axis(sums, end, 2) - np.take_along_axis(sums, np.maximum(end - tail, 0), 2)
+        for sums in (cumulate(np.where(seen, gray, 0)), cumulate(seen))
+    )
+    filling = np.where(np.arange(n_z) < first, 0, total / np.maximum(count, 1))
+    return np.where(seen, gray, filling).astype(np.float32)
 
 
-def _coarse(
-    gray: np.ndarray, seen: np.ndarray, visible: np.ndarray, step_um: tuple[float, float, float]
+def _power(gray: np.ndarray, exponent: float) -> np.ndarray:
+    """Return `gray` on a scale nearer to the signal's power, as display gray is compressed.
+
+    On the display scale blur spreads every edge outwards: ILM and BM lay 2 um too far apart each.
+    """
+    return np.clip(gray, 0, 1.5) ** np.float32(exponent)
+
+
+def _find_coarse(
+    gray: np.ndarray, known: np.ndarray, steps: Steps
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ILM and BM (x, b) as row borders, good to about a cell."""
-    rows, columns = _cell_size(step_um)
+    """Return ILM and BM (x, b), each good to about a cell."""
+    rows, columns = _cell_size(steps)
     starts = np.arange(0, len(gray), columns)
     gray = _merged(gray, starts)
-    thin, thick, sky = (round(um / step_um[1]) for um in (36, 90, SKY_UM))
-    total = cumulate(np.minimum(gray, 0.5))  # the RPE's edge must not outdo the ILM's
+    thin, thick, sky = (round(um / steps[0]) for um in (36, 90, SKY_UM))
+
+    total = cumulate(np.minimum(gray, 0.5))  # the RPE's upper edge must not outdo the ILM
     upper = window_mean(total, 0, thick) - window_mean(total, -thick, 0)
     upper += window_mean(total, 0, thin) - window_mean(total, -thin, 0)
     haze = np.maximum.accumulate(window_mean(total, -sky, 0), axis=2)
-    upper -= 3 * np.maximum(haze - 0.15, 0)
-    import os; PW, TH, WT = eval(os.environ.get("CC", "1.5,.5,.6")); total = cumulate(_power(gray, PW))
+    upper -= 3 * np.maximum(haze - 0.15, 0)  # no tissue above the ILM
+
+    total = cumulate(_power(gray, 1.5))
     lower = 2 * window_mean(total, -thin, 0) - window_mean(total, 0, thin)
     lower -= window_mean(total, 0, thick)
-    bright = cumulate(np.maximum(window_mean(total, -thin // 2, thin // 2) - TH, 0))[..., :-1]
-    lower -= WT * (bright[..., -1:] - bright) / rows
+    bright = cumulate(np.maximum(window_mean(total, -thin // 2, thin // 2) - 0.5, 0))[..., :-1]
+    lower -= 0.6 * (bright[..., -1:] - bright) / rows  # nothing as bright as the RPE below BM
 
-    there = seen[starts, :, np.newaxis]
-    upper, lower = (np.where(there, _pooled(score, rows), 0) for score in (upper, lower))
-    gap = tuple(max(1, round(um / step_um[1] / rows)) for um in THICKNESS_UM)
-    ilm, bm = best_pair(upper, lower, gap, moves=(2, 3), cost=0.1)
-    centres = starts + (np.diff(np.append(starts, len(seen))) - 1) / 2
-    return tuple(
-        _to_columns((line + 0.5) * rows, centres, len(seen)).T for line in (ilm, bm)
-    )
+    there = known[starts, :, np.newaxis]
+    upper, lower = (np.where(there, _in_cells(s, rows).max(axis=3), 0) for s in (upper, lower))
+    gaps = tuple(max(1, round(um / steps[0] / rows)) for um in THICKNESS_UM)
+    pair = best_pair(upper, lower, gaps, max_moves=(2, 3), move_cost=0.1)
+    return tuple(_to_columns((path + 0.5) * rows, starts, len(known)).T for path in pair)
 
 
-def _pooled(score: np.ndarray, rows: int) -> np.ndarray:
-    """Return the maximum of `score` (x, b, z) over each cell of `rows`."""
-    n_z = score.shape[2] // rows
-    return score[..., : n_z * rows].reshape(*score.shape[:2], n_z, rows).max(axis=3)
-
-
-def _fine_ilm(
-    gray: np.ndarray, ilm: np.ndarray, step_um: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ILM (x, b) in pixels and the height of its step (x, b)."""
-    near, far = round(30 / step_um[1]), round(90 / step_um[1])
-    for band_um, power in ((100, 1), (20, 2)):
-        band = round(band_um / step_um[1])
-        centre = np.rint(smooth_columns(ilm, 2) if power == 1 else ilm).astype(int)
-        rows = _power(straighten(gray, centre, band + far, band + far), power)
+def _find_ilm(gray: np.ndarray, ilm: np.ndarray, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ILM (x, b) near a coarse one, and the contrast there."""
+    near, far = round(30 / steps[0]), round(90 / steps[0])
+    ilm = smooth_columns(ilm, 2)
+    contrast = np.zeros_like(ilm)
+    for band_um, exponent in ((100, 1), (20, 2)):
+        band = round(band_um / steps[0])
+        centre = np.rint(ilm).astype(int)
+        rows = _power(straighten(gray, centre, band + far, band + far), exponent)
         total = cumulate(smooth_columns(rows, 1))
         step = window_mean(total, 0, near) - window_mean(total, -near, 0)
-        score = step + 0.5 * (window_mean(total, 0, far) - window_mean(total, -far, 0))
-        score -= np.maximum(window_mean(total, -far, 0) - 0.2, 0)
-        score = score[..., far : far + 2 * band + 1]
-        path = best_path(score, max_move=round(60 / step_um[1]), move_cost=0.02 * step_um[1] / 4)
-        if power == 1:
-            height = np.take_along_axis(step, (path + far)[..., np.newaxis], 2)[..., 0]
+        haze = window_mean(total, -far, 0)
+        score = step + 0.5 * (window_mean(total, 0, far) - haze) - np.maximum(haze - 0.2, 0)
+        score = score[..., far:-far]
+        path = best_path(score, max_move=round(60 / steps[0]), move_cost=0.01 * steps[0])
         ilm = centre + subpixel(score, path) - band
-    return ilm - 0.5, height
+        if exponent == 1:
+            contrast = at_path(step, path + far)
+    return ilm, contrast
 
 
-def _power(gray, power):
-    return np.clip(gray, 0, 1.5) ** power
-
-
-def _fine_bm(
-    gray: np.ndarray, bm: np.ndarray, step_um: tuple[float, float, float]
-) -> np.ndarray:
-    """Return BM (x, b) in pixels, as the smooth lower edge of the RPE."""
-    per_um = 1 / step_um[1]
-    for band_um, period_um, power in ((80, 2000, 1), (30, 1000, 2)):
-        bm = whittaker(bm, np.ones_like(bm), 600 / step_um[2])
-        centre = np.rint(bm).astype(int)
-        near, band = round(20 * per_um), round(band_um * per_um)
-        far = round(90 * per_um)
-        total = cumulate(smooth_columns(_power(straighten(gray, centre, band + far, band + far), power), 1))
+def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
+    """Return BM (x, b) near a coarse one, as the smooth lower edge of the RPE."""
+    near, far = round(20 / steps[0]), round(90 / steps[0])
+    for band_um, exponent, period_um in ((80, 1.5, 2000), (30, 2, 1000)):
+        band = round(band_um / steps[0])
+        centre = np.rint(whittaker(bm, np.ones_like(bm), 600 / steps[1])).astype(int)
+        rows = _power(straighten(gray, centre, band + far, band + far), exponent)
+        total = cumulate(smooth_columns(rows, 1))
         score = window_mean(total, -near, 0) - window_mean(total, 0, near)
         score -= 0.5 * np.maximum(window_mean(total, near, far) - 0.5, 0)
-        score = score[..., far : far + 2 * band + 1]
-        path = best_path(score, max_move=max(1, round(6 * per_um)), move_cost=0.03 * step_um[1] / 4)
+        score = score[..., far:-far]
+        path = best_path(score, max_move=max(1, round(6 / steps[0])), move_cost=0.0075 * steps[0])
+        weight = np.maximum(at_path(score, path), 0.01)
         found = centre + subpixel(score, path) - band
-        weight = np.maximum(np.take_along_axis(score, path[..., np.newaxis], 2)[..., 0], 0.01)
-        bm = _lower_envelope(found, weight, period_um / step_um[2], 8 * per_um)
-    return bm - 0.5
+        bm = _bridged(found, weight, period_um / steps[1], 8 / steps[0])
+    return bm
 
 
-def _lower_envelope(found, weight, period, tolerance):
-    """Return a smooth curve through `found` (x, b), bridging parts that rise above it."""
-    weight = weight / weight.mean(axis=0)
-    smooth = whittaker(found, weight, period)
+def _bridged(found: np.ndarray, weight: np.ndarray, period: float, tolerance: float) -> np.ndarray:
+    """Return a smooth curve through `found` (x, b) that bridges parts rising above it (drusen).
+
+    Points off by more than `tolerance` rows lose weight, twice as soon above as below.
+    """
+    curve = whittaker(found, weight / weight.mean(axis=0), period)
     for easing in (8, 4, 2, 1, 1):
-        rise = np.maximum(smooth - found, 0) / (tolerance * easing)
-        sink = np.maximum(found - smooth, 0) / (2 * tolerance * easing)
+        rise = np.maximum(curve - found, 0) / (tolerance * easing)
+        sink = np.maximum(found - curve, 0) / (2 * tolerance * easing)
         trust = weight / (1 + rise**2 + sink**2)
-        smooth = whittaker(found, trust / trust.mean(axis=0), period)
-    return smooth
+        curve = whittaker(found, trust / trust.mean(axis=0), period)
+    return curve
 
 
-def _fine_rpe(
-    gray: np.ndarray, ilm: np.ndarray, bm: np.ndarray, step_um: tuple[float, float, float]
+def _find_rpe(
+    gray: np.ndarray, ilm: np.ndarray, bm: np.ndarray, steps: Steps
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bright peak of the RPE (x, b) in pixels and its contrast to what is below."""
-    per_um = 1 / step_um[1]
-    reach, margin = round(400 * per_um), round(40 * per_um)
-    centre = np.rint(bm + 0.5).astype(int)
-    rows = straighten(gray, centre, reach, margin)
-    total = cumulate(smooth_columns(np.minimum(rows, 1.2), 1))
-    half = max(1, round(6 * per_um))
-    peak = window_mean(total, -half, half)
-    drop = peak - window_mean(total, half + round(4 * per_um), half + round(25 * per_um))
-    score = peak + drop
-    height_um = (reach - np.arange(score.shape[2])) * step_um[1]
-    score -= 0.001 * np.abs(height_um)
-    score[height_um[None, None, :] < 0 * np.ones_like(score)] = -10
-    too_high = centre[..., None] - reach + np.arange(score.shape[2]) < ilm[..., None] + 30 * per_um
-    score[too_high] = -10
-    path = best_path(score, max_move=round(40 * per_um), move_cost=0.03 * step_um[1] / 4)
-    contrast = np.take_along_axis(drop, path[..., np.newaxis], 2)[..., 0]
-    return np.minimum(centre + subpixel(score, path) - reach - 0.5, bm), contrast
+    """Return the RPE (x, b), where a bright band has the sharpest fall below, and its contrast."""
+    above = round(ELEVATION_UM / steps[0])
+    centre = np.rint(bm).astype(int)
+    rows = np.minimum(straighten(gray, centre, above, round(40 / steps[0])), 1.2)
+    total = cumulate(smooth_columns(rows, 1))
+    half = max(1, round(6 / steps[0]))
+    band = window_mean(total, -half, half)
+    fall = band - window_mean(total, round(10 / steps[0]), round(31 / steps[0]))
+    elevation = above - np.arange(band.shape[2])
+    score = band + fall - np.float32(0.001 * steps[0]) * np.abs(elevation)
+    depth = (centre - ilm)[..., np.newaxis] - elevation
+    score[(elevation < 0) | (depth < 30 / steps[0])] = -10
+    path = best_path(score, max_move=round(40 / steps[0]), move_cost=0.0075 * steps[0])
+    return centre + subpixel(score, path) - above, at_path(fall, path)

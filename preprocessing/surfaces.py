@@ -47,81 +47,78 @@ def smooth_columns(image: np.ndarray, radius: int) -> np.ndarray:
 def best_path(score: np.ndarray, max_move: int, move_cost: float) -> np.ndarray:
     """Return the path (x, b) through `score` (x, b, z) with the highest sum (Viterbi).
 
-    From one column to the next it moves by at most `max_move` rows, at `move_cost` a row.
+    From column to column it moves by at most `max_move` rows, at `move_cost` a row.
     """
-    n_x, n_b, n_z = score.shape
-    origin = np.empty(score.shape, np.int16)
-    rows = np.arange(n_z, dtype=np.int16)
-    origin[0] = rows
-    total = score[0].copy()
+    n_x, n_b, _ = score.shape
+    origin = np.zeros(score.shape, np.int8)
+    total = score[0]
     for x in range(1, n_x):
-        best, source = total.copy(), np.broadcast_to(rows, total.shape).copy()
-        for move in range(1, min(max_move, n_z - 1) + 1):
-            for here, there in _shifted(move):
-                candidate = total[:, there] - move_cost * move
-                better = candidate > best[:, here]
-                best[:, here][better] = candidate[better]
-                source[:, here][better] = np.broadcast_to(rows[there], candidate.shape)[better]
-        origin[x] = source
-        total = best + score[x]
+        total = _after_move(total, 1, max_move, move_cost, origin[x]) + score[x]
     path = np.empty((n_x, n_b), np.intp)
     path[-1] = total.argmax(axis=1)
     for x in range(n_x - 1, 0, -1):
-        path[x - 1] = origin[x, np.arange(n_b), path[x]]
+        path[x - 1] = path[x] + origin[x, np.arange(n_b), path[x]]
     return path
 
 
 def best_pair(
-    upper: np.ndarray, lower: np.ndarray, gap: tuple[int, int], moves: tuple[int, int], cost: float
+    upper: np.ndarray,
+    lower: np.ndarray,
+    gaps: tuple[int, int],
+    max_moves: tuple[int, int],
+    move_cost: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return two paths (x, b), found together, that maximise `upper` plus `lower` (x, b, z).
+    """Return two paths (x, b), found together, that maximise the sum of `upper` and `lower`.
 
-    The lower one stays `gap[0]` to `gap[1]` rows below the upper one, and moves by at most
-    `moves[0]` rows a column; the gap changes by at most `moves[1]`; each row costs `cost`.
+    Scores are (x, b, z). The lower path stays `gaps[0]` to `gaps[1]` rows below the upper one.
+    From column to column it moves by at most `max_moves[0]` rows and the gap changes by at most
+    `max_moves[1]`, each row at `move_cost`.
     """
     n_x, n_b, n_z = lower.shape
-    gaps = np.arange(gap[0], min(gap[1], n_z - 1) + 1)
-    # state (lower row, gap): the upper row is their difference
-    upper_row = np.arange(n_z)[:, np.newaxis] - gaps
+    gap = np.arange(gaps[0], gaps[1] + 1)
+    upper_row = np.arange(n_z)[:, np.newaxis] - gap  # of state (lower row, gap)
     outside = np.where(upper_row < 0, np.float32(-1e6), np.float32(0))
     upper_row = np.maximum(upper_row, 0)
-    steps = [np.empty((n_x, n_b, *upper_row.shape), np.int8) for _ in moves]
+    origin = np.zeros((2, n_x, n_b, *upper_row.shape), np.int8)
     total = np.zeros((n_b, *upper_row.shape), np.float32)
     for x in range(n_x):
-        for axis, (limit, step) in enumerate(zip(moves, steps, strict=True), start=1):
-            before, best = total, total.copy()
-            step[x] = 0
-            for move in range(1, limit + 1):
-                for sign, (here, there) in zip((1, -1), _shifted(move), strict=True):
-                    here, there = ((slice(None), *[slice(None)] * (axis - 1), s) for s in (here, there))
-                    candidate = before[there] - cost * move
-                    better = candidate > best[here]
-                    np.copyto(best[here], candidate, where=better)
-                    np.copyto(step[x][here], np.int8(sign * move), where=better)
-            total = best
+        for axis in (0, 1):
+            total = _after_move(total, axis + 1, max_moves[axis], move_cost, origin[axis, x])
         total += upper[x][:, upper_row] + lower[x][:, :, np.newaxis] + outside
     b = np.arange(n_b)
     row, g = np.unravel_index(total.reshape(n_b, -1).argmax(axis=1), upper_row.shape)
     paths = np.empty((2, n_x, n_b), np.intp)
     for x in range(n_x - 1, -1, -1):
-        paths[:, x] = row - gaps[g], row
-        g = g + steps[1][x, b, row, g]
-        row = row + steps[0][x, b, row, g]
+        paths[:, x] = np.maximum(row - gap[g], 0), row
+        g = g + origin[1, x, b, row, g]
+        row = row + origin[0, x, b, row, g]
     return paths[0], paths[1]
 
 
-def _shifted(move: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return (here, there) slices for a predecessor `move` rows further on, and further back."""
-    onward, back = slice(None, -move), slice(move, None)
-    return (onward, back), (back, onward)
+def _after_move(
+    total: np.ndarray, axis: int, max_move: int, move_cost: float, origin: np.ndarray
+) -> np.ndarray:
+    """Return the best of `total` within `max_move` along `axis`; its offset goes to `origin`."""
+    best = total.copy()
+    for move in range(1, min(max_move, total.shape[axis] - 1) + 1):
+        start, end = ((slice(None),) * axis + (s,) for s in (slice(None, -move), slice(move, None)))
+        for here, there, offset in ((start, end, move), (end, start, -move)):
+            candidate = total[there] - np.float32(move_cost * move)
+            better = candidate > best[here]
+            np.copyto(best[here], candidate, where=better)
+            np.copyto(origin[here], np.int8(offset), where=better)
+    return best
+
+
+def at_path(score: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """Return the values (x, b) of `score` (x, b, z) along `path` (x, b)."""
+    return np.take_along_axis(score, path[..., np.newaxis], 2)[..., 0]
 
 
 def subpixel(score: np.ndarray, path: np.ndarray) -> np.ndarray:
     """Return `path` (x, b) moved by up to half a row to the vertex of a parabola through `score`."""
     middle = np.clip(path, 1, score.shape[2] - 2)
-    left, peak, right = (
-        np.take_along_axis(score, (middle + k)[..., np.newaxis], 2)[..., 0] for k in (-1, 0, 1)
-    )
+    left, peak, right = (at_path(score, middle + k) for k in (-1, 0, 1))
     bend = left - 2 * peak + right
     shift = np.where(bend < -1e-6, 0.5 * (left - right) / np.minimum(bend, -1e-6), 0.0)
     return path + np.where(path == middle, np.clip(shift, -0.5, 0.5), 0.0)

@@ -43,6 +43,8 @@ def code_version(module: str, *files: str) -> str:
 
 def import_closure(module: str) -> set[str]:
     """Return the dotted names of all project modules that `module` imports, itself included."""
+    if _source(module) is None:
+        raise ValueError(f"there is no module {module} in {ROOT}")
     found: set[str] = set()
     waiting = [module]
     while waiting:

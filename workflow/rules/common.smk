@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
@@ -12,7 +11,7 @@ sys.path.insert(0, workflow.basedir)
 from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
-from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
+from planning.sample_sheet import PHANTOM_FOLDER, read_sample_sheet
 
 try:
     config = resolve_config(config)
@@ -21,6 +20,7 @@ except PlanningError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = config["results_dir"].rstrip("/")
+MODEL = f"{RESULTS}/model"
 DATA = config["data_dir"].rstrip("/")
 MAPPED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
 
@@ -31,19 +31,18 @@ if not workflow.deployment_settings.deployment_method:
 
 wildcard_constraints:
     volume=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
-    split="train|validation|test|score",
-    chunk=r"\d+",
+    part=r"train|(validation|test|score)-\d+",
 
 
 def volume_files(stage):
-    """The four files of a volume as written by `stage`."""
-    return multiext(
-        f"{RESULTS}/volumes/{{volume}}/{stage}",
-        ".nii.gz",
-        ".valid.nii.gz",
-        ".annotation.nii.gz",
-        ".json",
-    )
+    """The four files of a volume as written by `stage`, by name."""
+    stem = f"{RESULTS}/volumes/{{volume}}/{stage}"
+    return {
+        "image": f"{stem}.nii.gz",
+        "valid": f"{stem}.valid.nii.gz",
+        "annotation": f"{stem}.annotation.nii.gz",
+        "sidecar": f"{stem}.json",
+    }
 
 
 def source_files(wildcards):
@@ -64,25 +63,40 @@ def from_sheet(column):
     return lambda wildcards: getattr(SHEET[wildcards.volume], column)
 
 
-def flat_volumes(volumes):
-    return expand(f"{RESULTS}/volumes/{{volume}}/flat.nii.gz", volume=volumes)
+# A part is what one job of the rules patches and map works on: "train", or a chunk of another split
+# such as "test-1".
 
 
-def volumes_of_part(wildcards):
-    """The volumes of a split, or of the chunk of it that the wildcards name."""
-    if wildcards.split == "train":
+def split_of(part):
+    return part.split("-")[0]
+
+
+def volumes_of_part(part):
+    if part == "train":
         return SHEET.volumes("train")
-    return SHEET.volumes(wildcards.split, int(wildcards.chunk), config["map"]["chunks"])
+    split, chunk = part.split("-")
+    return SHEET.volumes(split, int(chunk), config["map"]["chunks"])
+
+
+def flat_files(suffix):
+    """An input function: one file of every flat volume of a part."""
+    return lambda wildcards: expand(
+        f"{RESULTS}/volumes/{{volume}}/flat{suffix}",
+        volume=volumes_of_part(wildcards.part),
+    )
 
 
 def mapped_parts(suffix):
     """One file per chunk of the splits that are mapped, leaving out chunks without a volume."""
-    return [
-        f"{RESULTS}/scores/{split}-{chunk}{suffix}"
-        for split in MAPPED_SPLITS
-        for chunk in range(config["map"]["chunks"])
-        if SHEET.volumes(split, chunk, config["map"]["chunks"])
-    ]
+    parts = [f"{split}-{k}" for split in MAPPED_SPLITS for k in range(config["map"]["chunks"])]
+    return [f"{RESULTS}/scores/{part}{suffix}" for part in parts if volumes_of_part(part)]
+
+
+def patch_count(split):
+    """How many patches the command is to draw: all in all for training, else of each volume."""
+    if split == "train":
+        return f"--total {config['patches']['train_total']}"
+    return f"--per-volume {config['patches'][f'{split}_per_volume']}"
 
 
 def shown_volumes():

@@ -3,25 +3,25 @@
 
 rule train:
     input:
-        f"{RESULTS}/patches/train-0.h5",
+        f"{RESULTS}/patches/train.h5",
     output:
-        generator=f"{RESULTS}/model/generator.safetensors",
-        discriminator=f"{RESULTS}/model/discriminator.safetensors",
-        description=f"{RESULTS}/model/model.json",
-        history=f"{RESULTS}/model/history.tsv",
-        samples=f"{RESULTS}/model/samples.png",
-        real=f"{RESULTS}/model/real.png",
+        generator=f"{MODEL}/generator.safetensors",
+        discriminator=f"{MODEL}/discriminator.safetensors",
+        description=f"{MODEL}/model.json",
+        history=f"{MODEL}/history.tsv",
+        samples=f"{MODEL}/samples.png",
+        real=f"{MODEL}/real.png",
     log:
         f"{RESULTS}/logs/train.log",
     benchmark:
         f"{RESULTS}/benchmarks/train.tsv"
+    conda:
+        "../../environment.yml"
     threads: 8
     resources:
         gpu=config["gpus"],
         mem_mb=16000,
         runtime=1440,
-    conda:
-        "../../environment.yml"
     params:
         code=code_version("anogan.train"),
         model=config["model"],
@@ -38,27 +38,29 @@ rule train:
 
 rule map:
     input:
-        patches=f"{RESULTS}/patches/{{split}}-{{chunk}}.h5",
-        model=[rules.train.output.description, rules.train.output.generator, rules.train.output.discriminator],
+        patches=f"{RESULTS}/patches/{{part}}.h5",
+        description=rules.train.output.description,
+        generator=rules.train.output.generator,
+        discriminator=rules.train.output.discriminator,
     output:
-        scores=f"{RESULTS}/scores/{{split}}-{{chunk}}.parquet",
-        residuals=f"{RESULTS}/scores/{{split}}-{{chunk}}.residuals.h5",
+        scores=f"{RESULTS}/scores/{{part}}.parquet",
+        residuals=f"{RESULTS}/scores/{{part}}.residuals.h5",
     log:
-        f"{RESULTS}/logs/map/{{split}}-{{chunk}}.log",
+        f"{RESULTS}/logs/map/{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/map/{{split}}-{{chunk}}.tsv"
+        f"{RESULTS}/benchmarks/map/{{part}}.tsv"
+    conda:
+        "../../environment.yml"
     threads: 8
     resources:
         gpu=config["gpus"],
         mem_mb=4000,
         runtime=720,
-    conda:
-        "../../environment.yml"
     params:
         code=code_version("anogan.map"),
         map={key: value for key, value in config["map"].items() if key != "chunks"},
         seed=config["seed"],
-        folder=subpath(input.model[0], parent=True),
+        folder=subpath(input.description, parent=True),
     shell:
         "python -m anogan map --patches {input.patches:q} --model {params.folder:q}"
         " --methods {params.map[methods]} --steps {params.map[steps]}"

@@ -11,12 +11,12 @@ rule resolved_config:
     benchmark:
         f"{RESULTS}/benchmarks/resolved_config.tsv"
     localrule: True
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=100,
         runtime=1,
-    conda:
-        "../../environment.yml"
     params:
         text=yaml.safe_dump(config, sort_keys=False),
     shell:
@@ -38,12 +38,12 @@ rule evaluate:
         f"{RESULTS}/logs/evaluate.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate.tsv"
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
-    conda:
-        "../../environment.yml"
     params:
         code=code_version("anogan.evaluate"),
         bootstrap=config["evaluate"]["bootstrap"],
@@ -59,8 +59,13 @@ rule report:
     input:
         scores=mapped_parts(".parquet"),
         residuals=mapped_parts(".residuals.h5"),
-        evaluation=rules.evaluate.output,
-        model=rules.train.output,
+        metrics=rules.evaluate.output.metrics,
+        evaluation=rules.evaluate.output.evaluation,
+        volumes=rules.evaluate.output.volumes,
+        description=rules.train.output.description,
+        history=rules.train.output.history,
+        samples=rules.train.output.samples,
+        real=rules.train.output.real,
         qc=expand(f"{RESULTS}/volumes/{{volume}}/qc.tsv", volume=SHEET.rows),
         pictures=expand(f"{RESULTS}/volumes/{{volume}}/layers.png", volume=shown_volumes()),
         config=rules.resolved_config.output,
@@ -80,17 +85,17 @@ rule report:
         f"{RESULTS}/logs/report.log",
     benchmark:
         f"{RESULTS}/benchmarks/report.tsv"
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
-    conda:
-        "../../environment.yml"
     params:
         code=code_version("anogan.report", "anogan/templates/report.html.j2"),
-        model=subpath(input.model[0], parent=True),
+        model=subpath(input.description, parent=True),
     shell:
         "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
-        " --metrics {input.evaluation[0]:q} --model {params.model:q} --qc {input.qc:q}"
+        " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
         " --layer-pictures {input.pictures:q} --config {input.config:q}"
         " --output {output.page:q} > {log:q} 2>&1"

@@ -1,0 +1,70 @@
+"""What a new user installs, and that every place says the same."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    return [Requirement(name) for name in names]
+
+
+def test_conda_users_get_the_same_versions():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = dict(
+        re.fullmatch(r"([\w-]+) *(.*)", line).groups() for line in environment["dependencies"]
+    )
+    assert conda.pop("python") == "=3.11"
+    expected = {
+        CONDA_NAMES.get(r.name, r.name): ",".join(sorted(str(r.specifier).split(",")))
+        for r in requirements()
+    }
+    found = {name: ",".join(sorted(spec.split(","))) for name, spec in conda.items()}
+    assert found == expected
+
+
+def test_the_constraints_fulfil_the_requirements():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    for requirement in requirements():
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+@pytest.mark.parametrize("package", ["preprocessing", "anogan"])
+def test_every_command_explains_itself(package):
+    main = subprocess.run(
+        [sys.executable, "-m", package, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    commands = re.findall(r"^  (\w+) {2,}\w", main.stdout.split("explains it")[-1], re.MULTILINE)
+    assert main.returncode == 0
+    for command in commands:
+        assert (ROOT / package / f"{command}.py").exists()
+
+
+def test_a_wrong_command_is_a_wrong_use():
+    result = subprocess.run(
+        [sys.executable, "-m", "anogan", "trian"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 2
+    assert "trian" in result.stderr
+
+
+def test_every_rule_of_a_profile_exists():
+    rules = set()
+    for file in (ROOT / "workflow").rglob("*.smk"):
+        rules |= set(re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE))
+    for profile in (ROOT / "workflow/profiles").glob("*/config.yaml"):
+        options = yaml.safe_load(profile.read_text())
+        for key in ("set-resources", "set-threads"):
+            assert set(options.get(key, {})) <= rules, profile

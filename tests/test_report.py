@@ -1,0 +1,200 @@
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_evaluate import evaluate, make_scores
+
+from preprocessing.cli import run_command
+from preprocessing.patch_file import INDEX_DTYPE
+
+FIGURES = ["distributions", "panel", "roc_methods", "roc_scores", "training"]
+HOSTILE = "<script>alert(1)</script>"
+
+
+def textured(rng: np.random.Generator, n: int, size: int = 64) -> np.ndarray:
+    """Bands of layers under speckle, (n, size, size) in [-1, 1]."""
+    z = np.arange(size)[None, :, None]
+    bands = 0.7 * np.sin(z / rng.uniform(4, 7, (n, 1, 1)) + rng.uniform(0, 6, (n, 1, 1))) - 0.1
+    return np.clip(bands + rng.normal(0, 0.12, (n, size, size)), -1, 1)
+
+
+def write_residuals(scores: pd.DataFrame, path: Path, count: int) -> None:
+    """Keep the pictures of `count` test patches of each label; the anomalous ones hold a lesion."""
+    rng = np.random.default_rng(1)
+    rows = scores[(scores["method"] == "anogan") & (scores["split"] == "test")]
+    rows = pd.concat([rows[rows["label"] == value][:count] for value in (0, 1)])
+    generated = textured(rng, len(rows))
+    patches = np.clip(generated + rng.normal(0, 0.08, generated.shape), -1, 1)
+    masks = np.zeros(patches.shape, np.uint8)
+    z, x = np.mgrid[:64, :64]
+    for patch, mask, label in zip(patches, masks, rows["label"], strict=True):
+        if label == 1:
+            row, column = rng.integers(20, 44, 2)
+            mask[:] = ((z - row) / 8) ** 2 + ((x - column) / 14) ** 2 < 1
+            patch[mask == 1] = -0.9
+    masks[0] = 255
+    index = np.zeros(len(rows), INDEX_DTYPE)
+    for name in INDEX_DTYPE.names:
+        index[name] = rows[name].to_numpy()
+    with h5py.File(path, "w") as file:
+        file["patches"] = patches.astype(np.float16)
+        file["generated"] = generated.astype(np.float16)
+        file["masks"] = masks
+        file.create_dataset("index", data=index, dtype=INDEX_DTYPE)
+
+
+def write_model(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    step = np.arange(10, 1510, 10)
+    pd.DataFrame(
+        {
+            "step": step,
+            "epoch": step * 64 / 24000,
+            "d_loss": 0.9 + 0.4 * np.exp(-step / 200) + rng.normal(0, 0.06, 150),
+            "g_loss": 1.4 - 0.5 * np.exp(-step / 300) + rng.normal(0, 0.1, 150),
+            "d_real": 0.62 + rng.normal(0, 0.03, 150),
+            "d_fake": 0.38 + rng.normal(0, 0.03, 150),
+            "patches_per_s": 900.0,
+        }
+    ).to_csv(folder / "history.tsv", sep="\t", index=False)
+    grid = np.rint((np.hstack([np.vstack(textured(rng, 8)) for _ in range(8)]) + 1) * 127.5)
+    for name in ("samples.png", "real.png"):
+        Image.fromarray(grid.astype(np.uint8)).save(folder / name)
+    description = {
+        "architecture": {"channels": [128, 64, 32, 16], "latent": 64, "patch_size": 64},
+        "data": {"n_patches": 24000, "n_volumes": 12, "n_patients": 12},
+        "seed": 1,
+    }
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list[str]:
+    """Write everything that `report` reads; return its arguments but the output."""
+    evaluate(scores, folder, "--bootstrap", "200")
+    write_residuals(scores, folder / "scores.residuals.h5", residuals)
+    write_model(folder / "model")
+    (folder / "config.yaml").write_text(f"seed: 1\nnote: '{HOSTILE}'\n")
+    (folder / "qc.tsv").write_text(
+        "volume\tbscan\tthickness_um\tconfidence\tvalid_fraction\tflag\treason\n"
+        "test_01\t0\t290\t0.93\t1.00\t0\t\n"
+        f"test_01\t1\t520\t0.31\t0.62\t1\tthickness {HOSTILE}\n"
+    )
+    (folder / "v1").mkdir()
+    speckle = np.random.default_rng(3).integers(0, 255, (300, 1400), dtype=np.uint8)
+    Image.fromarray(speckle).save(folder / "v1" / "layers.png")
+    named = {
+        "scores": "scores.parquet",
+        "residuals": "scores.residuals.h5",
+        "metrics": "metrics.tsv",
+        "model": "model",
+        "qc": "qc.tsv",
+        "layer-pictures": "v1/layers.png",
+        "config": "config.yaml",
+    }
+    return [part for name, file in named.items() for part in (f"--{name}", f"{folder}/{file}")]
+
+
+def report(arguments: list[str], output: Path, *options: str) -> str:
+    arguments = ["report", *arguments, "--output", str(output), *options]
+    assert run_command("anogan", {"report": ""}, arguments) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees of the page, without pictures, on one line."""
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", page).replace("&nbsp;", " ").split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[list[str], Path, str]:
+    """Arguments, folder and page of a report with unlabelled volumes, one with a hostile name."""
+    folder = tmp_path_factory.mktemp("report")
+    splits = (("validation", 2, 2), ("test", 6, 6), ("score", 2, 2))
+    scores = make_scores(splits=splits)
+    unlabelled = scores["split"] == "score"
+    scores.loc[unlabelled, ["label", "label_source"]] = -1, "none"
+    scores.loc[scores["volume"] == "score_03", "volume"] = HOSTILE
+    arguments = make_inputs(folder, scores)
+    return arguments, folder, report(arguments, folder / "report" / "index.html")
+
+
+def test_page_holds_everything_it_shows(made):
+    _, _, page = made
+    assert not re.search(r"https?://", page)
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert len(sources) == 8
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"@import|url\(|<link|<script|<iframe", page)
+
+
+def test_text_from_the_data_is_escaped(made):
+    _, _, page = made
+    assert HOSTILE not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3  # volume, QC reason, config
+
+
+def test_all_figures_are_written_as_svg_and_png(made):
+    _, folder, _ = made
+    written = sorted(path.name for path in (folder / "report" / "figures").iterdir())
+    assert written == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png"))
+
+
+def test_second_run_gives_the_same_bytes(made, tmp_path):
+    arguments, folder, page = made
+    assert report(arguments, tmp_path / "index.html") == page
+    for path in (folder / "report" / "figures").iterdir():
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes(), path.name
+
+
+def test_page_states_the_result_beside_the_paper(made):
+    _, folder, page = made
+    metrics = pd.read_csv(folder / "metrics.tsv", sep="\t")
+    metrics = metrics.set_index(["method", "level", "subset", "metric"])
+    auc = metrics.loc[("anogan", "patch", "test", "auc")]
+    text = text_of(page)
+    interval = f"{auc['value']:.3f} ({auc['ci_low']:.3f} to {auc['ci_high']:.3f})"
+    assert interval in text
+    assert "AnoGAN, A(x) paper (other data) 0.8834 0.7277 0.7279 0.8928 0.89" in text
+    assert "aCAE paper (other data) 0.7005" in text
+    assert "The test patches had no part in it" in text
+    assert "1 of 2 B-scans in 1 volumes are flagged" in text
+    assert "synthetic phantom" not in text
+
+
+def test_unlabelled_volumes_are_listed_by_score_against_the_healthy_threshold(made):
+    _, folder, page = made
+    threshold = json.loads((folder / "evaluation.json").read_text())["healthy_volume_threshold"]
+    volumes = pd.read_csv(folder / "volumes.tsv", sep="\t")
+    unlabelled = volumes[volumes["split"] == "score"].sort_values("anogan", ascending=False)
+    listed = page.partition("Volumes without a label")[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td>(yes|no)</td></tr>', listed)
+    above = (unlabelled["anogan"] >= threshold["anogan"]).map({True: "yes", False: "no"})
+    assert [verdict for _, verdict in rows] == above.tolist()
+    assert [name.replace("&lt;", "<").replace("&gt;", ">") for name, _ in rows] == (
+        unlabelled["volume"].tolist()
+    )
+
+
+def test_phantom_without_validation_and_with_one_class_still_gives_a_page(tmp_path):
+    scores = make_scores(splits=(("test", 4, 0),))
+    arguments = make_inputs(tmp_path, scores, residuals=0)
+    text = text_of(report(arguments, tmp_path / "index.html", "--phantom"))
+    assert "synthetic phantom" in text
+    assert "only normal cases" in text
+    assert "no labelled validation patches to choose a threshold on" in text
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+
+
+def test_a_missing_file_is_named(made, tmp_path, capsys):
+    arguments, folder, _ = made
+    replaced = [part.replace("config.yaml", "absent.yaml") for part in arguments]
+    code = run_command("anogan", {"report": ""}, ["report", *replaced, "--output", "x.html"])
+    assert code == 1
+    assert f"{folder}/absent.yaml: no such file" in capsys.readouterr().err

@@ -1,0 +1,270 @@
+"""The workflow as a user runs it: dry-runs, a whole small run, and what a change reruns."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
+STAGES = ["load", "normalise", "resample", "segment", "flatten"]
+
+# Small enough for a test, with every stage: 32-pixel patches and a toy network.
+TINY = {
+    "phantom": {"bscans": 3, "depth": 320, "width": 192},
+    "patches": {"size": 32, "train_total": 60, "validation_per_volume": 12, "test_per_volume": 20},
+    "model": {"channels": [8, 8, 8], "latent": 4},
+    "train": {"epochs": 3, "batch_size": 16},
+    "map": {"steps": 3, "chunks": 1, "residuals": 6, "batch_size": 16},
+    "evaluate": {"bootstrap": 20},
+}
+
+
+class Project:
+    """A copy of the workflow and the packages in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("workflow", "preprocessing", "anogan", "config", "environment.yml"):
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name)
+
+    def write(self, rows: list[list[str]], **config: object) -> None:
+        columns = ["volume", "patient", "path", "split", "label", "annotation"]
+        text = "".join("\t".join(row) + "\n" for row in [columns, *rows])
+        (self.folder / "volumes.tsv").write_text(text)
+        config = {**TINY, "volumes": "volumes.tsv", **config}
+        (self.folder / "my.yaml").write_text(yaml.safe_dump(config))
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [*SNAKEMAKE, "--cores", "2", "--configfile", "my.yaml", *arguments]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, env=environment, timeout=500
+        )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Return how many jobs of each rule a dry-run plans."""
+        result = self.snakemake("--dry-run", "--quiet", "rules", *arguments)
+        assert result.returncode == 0, result.stderr
+        jobs = re.findall(r"^(\w+) +(\d+)$", result.stdout + result.stderr, re.MULTILINE)
+        return {rule: int(n) for rule, n in jobs if rule != "total"}
+
+
+def phantom(volume: str, split: str, label: str = "healthy", patient: str = "") -> list[str]:
+    path = f"phantom/{volume}.nii.gz"
+    return [volume, patient or volume, path, split, label, path.replace(".nii", ".annotation.nii")]
+
+
+ROWS = [
+    phantom("a", "train"),
+    phantom("b", "train"),
+    phantom("c", "validation"),
+    phantom("d", "test"),
+    phantom("e", "test", "diseased"),
+]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunks", "expected"),
+    [
+        pytest.param(ROWS, 1, {"patches": 3, "map": 2, "load": 5}, id="all splits"),
+        pytest.param([*ROWS[:2], *ROWS[3:]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"),
+        pytest.param([*ROWS, phantom("f", "score", "unknown")], 1, {"patches": 4, "map": 3}, id="score"),
+        pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="one volume each, many chunks"),
+        pytest.param(
+            [*ROWS, phantom("e2", "test", "diseased", patient="e")], 1, {"load": 6}, id="two eyes"
+        ),
+    ],
+)
+def test_layouts_plan_the_right_jobs(project, rows, chunks, expected):
+    project.write(rows, map={**TINY["map"], "chunks": chunks})
+    planned = project.planned()
+    assert {rule: planned[rule] for rule in expected} == expected
+    assert planned["phantom"] == planned["flatten"] == len(rows)
+    assert planned["train"] == planned["evaluate"] == planned["report"] == 1
+
+
+def test_the_default_plans_its_phantoms(project):
+    result = subprocess.run(
+        [*SNAKEMAKE, "--cores", "1", "-n", "--quiet", "rules"],
+        cwd=project.folder, capture_output=True, text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^phantom +24$", result.stdout, re.MULTILINE)
+
+
+def test_no_phantom_rule_for_real_files(project):
+    (project.folder / "real.nii.gz").touch()
+    rows = [["r1", "p1", "real.nii.gz", "train", "healthy", ""],
+            ["r2", "p2", "real.nii.gz", "test", "diseased", ""]]
+    project.write(rows, data_dir=".")
+    assert "phantom" not in project.planned()
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "message"),
+    [
+        (ROWS, {"mapp": {}}, "config: unknown key 'mapp'"),
+        ([*ROWS, phantom("z", "test", patient="a")], {}, "patient 'a' is in train and in test"),
+        ([*ROWS[:1], ["x", "x", "x.nii.gz", "test", "healthy", ""]], {}, "x.nii.gz does not exist"),
+    ],
+)
+def test_mistakes_stop_before_any_work(project, rows, config, message):
+    project.write(rows, **config)
+    result = project.snakemake()
+    assert result.returncode != 0
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (project.folder / "results").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project whose whole small run is done."""
+    project = Project(tmp_path_factory.mktemp("run"))
+    project.write(ROWS)
+    result = project.snakemake()
+    assert result.returncode == 0, result.stderr
+    return project
+
+
+@pytest.mark.slow
+class TestWholeRun:
+    def test_everything_is_there(self, finished):
+        results = finished.folder / "results"
+        page = (results / "report/index.html").read_text()
+        assert "<svg" in page or "data:image" in page
+        metrics = pd.read_csv(results / "report/metrics.tsv", sep="\t")
+        assert list(metrics.columns) == [
+            "method", "level", "subset", "metric", "value", "ci_low", "ci_high"
+        ]
+        assert {"anogan", "gan_r", "p_d"} <= set(metrics["method"])
+        scores = pd.read_parquet(results / "scores/test-0.parquet")
+        assert scores.groupby(["method", "volume"]).size().eq(20).all()
+        assert scores[["R", "D", "A", "D_hat", "A_hat", "P_D"]].notna().all().all()
+        for stage in (*STAGES, "patches", "map"):
+            assert list((results / "benchmarks" / stage).iterdir())
+            assert list((results / "logs" / stage).iterdir())
+        config = yaml.safe_load((results / "config.yaml").read_text())
+        assert config["map"]["steps"] == 3
+        assert config["seed"] == 1
+        model = json.loads((results / "model/model.json").read_text())
+        assert model["architecture"]["channels"] == [8, 8, 8]
+
+    def test_a_second_run_has_nothing_to_do(self, finished):
+        result = finished.snakemake()
+        assert "Nothing to be done" in result.stderr + result.stdout
+
+    def test_a_single_target_can_be_asked_for(self, finished):
+        assert finished.planned("results/volumes/a/flat.nii.gz", "--forcerun", "flatten") == {"flatten": 1}
+
+    @pytest.mark.parametrize(
+        ("file", "first", "expected"),
+        [
+            ("preprocessing/flatten.py", "flatten",
+             {"flatten", "patches", "train", "map", "evaluate", "report"}),
+            ("preprocessing/readers/nifti.py", "load",
+             {*STAGES, "patches", "train", "map", "evaluate", "report"}),
+            ("anogan/mapping.py", "map", {"map", "evaluate", "report"}),
+            ("anogan/report.py", "report", {"report"}),
+            ("anogan/templates/report.html.j2", "report", {"report"}),
+        ],
+    )
+    def test_a_change_reruns_its_stage_and_what_follows(self, finished, file, first, expected):
+        path = finished.folder / file
+        original = path.read_text()
+        try:
+            path.write_text(original + ("\nADDED = 1\n" if file.endswith(".py") else "\n"))
+            planned = finished.planned()
+        finally:
+            path.write_text(original)
+        assert set(planned) - {"all"} == expected
+        assert planned[first] >= 1
+
+    @pytest.mark.parametrize(
+        ("section", "key", "value", "expected"),
+        [
+            ("map", "steps", 4, {"map", "evaluate", "report"}),
+            ("evaluate", "bootstrap", 10, {"evaluate", "report"}),
+            ("train", "epochs", 4, {"train", "map", "evaluate", "report"}),
+            ("patches", "test_per_volume", 10, {"patches", "map", "evaluate", "report"}),
+        ],
+    )
+    def test_a_config_change_reruns_what_depends_on_it(self, finished, section, key, value, expected):
+        planned = finished.planned("--config", f"{section}={{{key}: {value}}}")
+        assert set(planned) - {"all", "resolved_config"} == expected
+        assert planned["resolved_config"] == 1
+
+    def test_a_comment_reruns_nothing(self, finished):
+        path = finished.folder / "preprocessing/load.py"
+        original = path.read_text()
+        try:
+            path.write_text(original + "\n# a remark\n")
+            assert not finished.planned()
+        finally:
+            path.write_text(original)
+
+    def test_one_more_volume_touches_only_its_own(self, finished):
+        sheet = finished.folder / "volumes.tsv"
+        original = sheet.read_text()
+        try:
+            sheet.write_text(original + "\t".join(phantom("f", "test")) + "\n")
+            planned = finished.planned()
+        finally:
+            sheet.write_text(original)
+        assert planned["load"] == planned["flatten"] == planned["patches"] == planned["map"] == 1
+        assert "train" not in planned
+
+    def test_snakemake_makes_its_own_report_offline(self, finished):
+        result = finished.snakemake("--report", "report.html")
+        assert result.returncode == 0, result.stderr
+        assert (finished.folder / "report.html").stat().st_size > 10_000
+
+    def test_a_damaged_input_names_file_and_remedy(self, finished):
+        """The line that the failed stage wrote is shown by Snakemake itself."""
+        volume = finished.folder / "results/volumes/d/resampled.nii.gz"
+        original = volume.read_bytes()
+        try:
+            volume.write_bytes(original[:2000])
+            result = finished.snakemake("--forcerun", "segment", "--until", "segment")
+        finally:
+            volume.write_bytes(original)
+        assert result.returncode != 0
+        assert "resampled.nii.gz: not a readable NIfTI file" in result.stderr + result.stdout
+        finished.snakemake("--cleanup-metadata", "results/volumes/d/layers.npz")
+
+
+@pytest.mark.slow
+def test_real_spectralis_volumes(project, real_data):
+    """Real eyes need nothing but a sample sheet and a config."""
+    rows = [
+        ["healthy1", "s1", "healthy_subject1", "train", "healthy", ""],
+        ["healthy2", "s2", "healthy_subject2", "test", "healthy", ""],
+        ["amd1", "s3", "AMD_patient1", "test", "diseased", ""],
+    ]
+    project.write(rows, data_dir=str(real_data / "heyex_volumes"))
+    result = project.snakemake()
+    assert result.returncode == 0, result.stderr
+    results = project.folder / "results"
+    sidecar = json.loads((results / "volumes/amd1/volume.json").read_text())
+    assert (sidecar["eye"], sidecar["mirrored"]) == ("L", True)
+    assert sidecar["spacing_mm"][2] == pytest.approx(0.012135, abs=1e-6)
+    flat = json.loads((results / "volumes/amd1/flat.json").read_text())
+    assert flat["spacing_mm"][2] == pytest.approx(0.022, abs=2e-4)
+    for file in results.rglob("*"):
+        if file.is_file():
+            assert not re.search(rb"HRAExport|Patient1|71317|530706", file.read_bytes()), file
