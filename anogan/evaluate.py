@@ -217,9 +217,7 @@ def command(args: argparse.Namespace) -> str:
                 f"metrics that need one are missing at {level} level"
             )
         for subset in subsets:
-            measured, said = measure(
-                cases, points[level], level, subset, args.bootstrap, args.seed
-            )
+            measured, said = measure(cases, points[level], level, subset, args.bootstrap, args.seed)
             rows += measured
             warnings += said
 

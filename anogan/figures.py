@@ -13,12 +13,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from sklearn.metrics import roc_curve
 
 from preprocessing.files import atomic_path
+from preprocessing.volume import NOT_EXAMINED
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
+YELLOW, BLUE, VERMILION = "#F0E442", "#0072B2", "#D55E00"
+PALE_BLUE, RED = "#B9D7E9", "#CC0000"
 STYLES = {  # by method: label, colour, line
     "anogan": ("AnoGAN, A(x)", VERMILION, "-"),
     "gan_r": ("GAN$_R$, Â(x)", BLUE, (0, (6, 2))),
@@ -36,12 +41,21 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
-    "hatch.linewidth": 0.6,
+    "hatch.linewidth": 0.8,
     "svg.hashsalt": "oct-anogan",
     "svg.fonttype": "path",  # looks the same on every machine
     "figure.dpi": 100,
 }
-PIXELS_PER_INCH = 300
+PIXELS_PER_INCH = 200
+PANEL_GAP_PX = 3
+PANEL_ROWS = (
+    "input x",
+    "generated G(z)",
+    "residual |x $-$ G(z)|",
+    "annotation",
+    "called by R",
+    "by D",
+)
 RESIDUAL_SHOWN = 0.15  # smaller residuals, |x - G(z)| of gray values in [-1, 1], stay uncoloured
 
 
@@ -60,8 +74,9 @@ class PanelColumn:
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write `name`.svg and `name`.png; the same figure gives the same bytes."""
     with mpl.rc_context(STYLE):
-        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        for suffix, unset in (("svg", ("Date", "Creator")), ("png", ("Software",))):
             with atomic_path(folder / f"{name}.{suffix}") as temporary:
+                metadata = dict.fromkeys(unset)
                 figure.savefig(temporary, dpi=PIXELS_PER_INCH, metadata=metadata)
 
 
@@ -80,7 +95,7 @@ def roc_figure(
     figure, axes = _figure(1, 4.4, 4.4)
     _letter(axes[0], letter)
     axes[0].set(
-        xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
+        xlabel="1 $-$ specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
     )
     axes[0].set_aspect("equal")
     axes[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
@@ -108,10 +123,10 @@ def distribution_figure(
     for axis, letter, (name, score) in zip(axes, "cd", scores.items(), strict=True):
         _letter(axis, letter)
         axis.set(xlabel=STYLES[name][0], ylabel="density")
-        edges = np.histogram_bin_edges(score, 40)
-        for value, text, colour, hatch in (
-            (0, "normal", BLUE, ""),
-            (1, "anomalous", VERMILION, "////"),
+        edges = np.histogram_bin_edges(score, 30)
+        for value, text, colour, face, hatch in (
+            (0, "normal", BLUE, PALE_BLUE, ""),
+            (1, "anomalous", VERMILION, "none", "////"),
         ):
             if np.any(label == value):
                 axis.hist(
@@ -119,14 +134,16 @@ def distribution_figure(
                     edges,
                     density=True,
                     histtype="stepfilled",
-                    facecolor=(*mpl.colors.to_rgb(colour), 0.35),
+                    facecolor=face,
                     edgecolor=colour,
                     linewidth=1.3,
                     hatch=hatch,
                     label=text,
                 )
         if thresholds.get(name) is not None:
-            axis.axvline(thresholds[name], color=BLACK, linestyle="--", linewidth=1, label="threshold")
+            axis.axvline(
+                thresholds[name], color=BLACK, linestyle="--", linewidth=1, label="threshold"
+            )
     axes[0].legend(frameon=False)
     return figure
 
@@ -136,35 +153,40 @@ def panel_figure(columns: list[PanelColumn]) -> Figure:
     """Draw a column a patch: input, generated, residual over input, truth; bars by R and D."""
     if not columns:
         figure, axes = _figure(1, 4, 2)
-        return _nothing(figure, axes[0], "no residuals were kept")
-    rows = ("input x", "generated G(z)", "residual |x − G(z)|", "annotation")
-    figure = Figure(figsize=(0.9 + 0.82 * len(columns), 3.95), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(
-        5, len(columns), squeeze=False, gridspec_kw={"height_ratios": [1, 1, 1, 1, 0.32]}
-    )
-    residuals = np.stack([np.abs(c.patch - c.generated) for c in columns])
+        return _nothing(figure, axes[0], "no residuals of labelled test patches were kept")
+    height, width = columns[0].patch.shape
+    pitch_z, pitch_x = height + PANEL_GAP_PX, width + PANEL_GAP_PX
+    bars = [4 * pitch_z + offset * height for offset in (0, 0.2)]
+    extent_x, extent_z = len(columns) * pitch_x, bars[1] + 0.2 * height
+    inches = 0.82 / pitch_x
+    figure, axes = _figure(1, 1.8 + extent_x * inches, 0.3 + extent_z * inches)
+    axis = axes[0]
+
+    residuals = [np.abs(column.patch - column.generated) for column in columns]
     brightest = max(float(np.quantile(residuals, 0.998)), 2 * RESIDUAL_SHOWN)
-    for axes, column, residual in zip(grid.T, columns, residuals, strict=True):
-        for axis, image in zip(axes[:4], _gray_rows(column), strict=True):
-            axis.imshow(image, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        axes[0].set_title(column.title, fontsize=8)
-        overlay = np.ma.masked_less(residual, RESIDUAL_SHOWN)
-        heat = axes[2].imshow(
-            overlay, cmap="inferno", vmin=0, vmax=brightest, alpha=0.85, interpolation="nearest"
-        )
-        _draw_truth(axes[3], column.mask)
-        _draw_bars(axes[4], column)
-    for axis, text in zip(grid[:4, 0], rows, strict=True):
-        axis.set_ylabel(text, fontsize=8)
-    grid[4, 0].set_ylabel("R\nD", rotation=0, ha="right", va="center", fontsize=8)
-    for axis in grid.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    bar = figure.colorbar(heat, ax=grid[:, -1], fraction=0.08, pad=0.04, aspect=30)
-    bar.set_label("residual", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    shown = [np.where(residual < RESIDUAL_SHOWN, np.nan, residual) for residual in residuals]
+    inputs = [column.patch for column in columns]
+    for row, images in enumerate((inputs, [c.generated for c in columns], inputs, inputs)):
+        _draw_strip(axis, images, row * pitch_z, cmap="gray", vmin=-1, vmax=1)
+    heat = _draw_strip(axis, shown, 2 * pitch_z, cmap="inferno", vmin=0, vmax=brightest, alpha=0.85)
+    for i, column in enumerate(columns):
+        left = i * pitch_x
+        _draw_truth(axis, column.mask, left, 3 * pitch_z)
+        for top, called, colour in zip(
+            bars, (column.called_by_r, column.called_by_d), (RED, YELLOW), strict=True
+        ):
+            face = colour if called else "none"
+            bar = Rectangle((left, top), width, 0.16 * height, facecolor=face, edgecolor="0.35")
+            axis.add_patch(bar)
+    for title, start, count in _runs([column.title for column in columns]):
+        middle = (start + count / 2) * pitch_x
+        axis.text(middle, -0.08 * height, title, ha="center", va="bottom", fontsize=10)
+    heights = [(row + 0.5) * pitch_z for row in range(4)] + [top + 0.08 * height for top in bars]
+    axis.set_yticks(heights, PANEL_ROWS)
+    axis.set(xticks=[], xlim=(0, extent_x), ylim=(extent_z, -0.1 * height), aspect="equal")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(heat, ax=axis, label="residual", fraction=0.03, pad=0.01, aspect=30)
     return figure
 
 
@@ -207,25 +229,31 @@ def _nothing(figure: Figure, axis: Axes, reason: str) -> Figure:
     return figure
 
 
-def _gray_rows(column: PanelColumn) -> tuple[np.ndarray, ...]:
-    return column.patch, column.generated, column.patch, column.patch
+def _runs(titles: list[str]) -> list[tuple[str, int, int]]:
+    """Return (title, first column, number of columns) of each run of equal titles."""
+    return [(title, titles.index(title), titles.count(title)) for title in dict.fromkeys(titles)]
 
 
-def _draw_truth(axis: Axes, mask: np.ndarray) -> None:
-    if np.all(mask == 255):
-        axis.text(0.5, 0.08, "not annotated", ha="center", color="white", fontsize=6,
-                  transform=axis.transAxes)  # fmt: skip
+def _draw_strip(axis: Axes, images: list[np.ndarray], top: float, **style: object) -> AxesImage:
+    """Show `images` (h, w) side by side from row `top`, with gaps; NaN is transparent."""
+    height = len(images[0])
+    gap = np.full((height, PANEL_GAP_PX), np.nan)
+    strip = np.hstack([part for image in images for part in (image, gap)])
+    extent = (0, strip.shape[1], top + height, top)
+    return axis.imshow(strip, extent=extent, interpolation="nearest", **style)
+
+
+def _draw_truth(axis: Axes, mask: np.ndarray, left: float, top: float) -> None:
+    """Outline the marked pixels of `mask` (h, w), or say that nobody looked."""
+    height, width = mask.shape
+    if np.all(mask == NOT_EXAMINED):
+        where = left + width / 2, top + height - 3
+        text = axis.text(*where, "not annotated", ha="center", color="white", fontsize=6)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground=BLACK)])
     elif np.any(mask == 1):
-        marked = mask == 1
-        axis.contour(marked, levels=[0.5], colors=[BLACK], linewidths=2.2)
-        axis.contour(marked, levels=[0.5], colors=[ORANGE], linewidths=1.2)
-
-
-def _draw_bars(axis: Axes, column: PanelColumn) -> None:
-    """Fill a bar, red for R above yellow for D, where that score calls the patch anomalous."""
-    axis.set(xlim=(0, 1), ylim=(0, 1))
-    for bottom, called, colour in ((0.54, column.called_by_r, "#D00000"), (0.04, column.called_by_d, YELLOW)):
-        face = colour if called else "none"
-        axis.add_patch(mpl.patches.Rectangle(
-            (0.06, bottom), 0.88, 0.4, facecolor=face, edgecolor="0.35", linewidth=0.7
-        ))  # fmt: skip
+        # a rim of zeros closes outlines at the border of the patch
+        marked = np.pad(mask == 1, 1)
+        x = np.clip(left - 0.5 + np.arange(width + 2), left, left + width)
+        z = np.clip(top - 0.5 + np.arange(height + 2), top, top + height)
+        for colour, thickness in ((BLACK, 2.4), (ORANGE, 1.3)):
+            axis.contour(x, z, marked, levels=[0.5], colors=[colour], linewidths=thickness)

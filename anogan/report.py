@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def command(args: argparse.Namespace) -> str:
         name: point["threshold"] for name, point in evaluation["operating_points"]["patch"].items()
     }
     history = pd.read_csv(model / "history.tsv", sep="\t")
+    facts, config = model_facts(model, history), _text(Path(args.config))
     pictures = draw_figures(patches, methods, metrics, thresholds, args.residuals, history)
     for name, figure in pictures.items():
         figures.save_figure(figure, output.parent / "figures", name)
@@ -79,7 +81,7 @@ def command(args: argparse.Namespace) -> str:
         point=points["anogan"],
         evaluation=evaluation,
         counts=count_patches(patches),
-        model=model_facts(model, history),
+        model=facts,
         versions=versions(),
         columns=TABLE_COLUMNS,
         paper_rows=comparison_rows(metrics, methods, ""),
@@ -91,7 +93,7 @@ def command(args: argparse.Namespace) -> str:
         samples=data_uri(model / "samples.png"),
         real=data_uri(model / "real.png"),
         layer_pictures=[(Path(path).parent.name, thumbnail(path)) for path in args.layer_pictures],
-        config=_text(Path(args.config)),
+        config=config,
     )
     write_text(output, page)
     return f"{output}: {len(pictures)} figures, {len(page) / 1e6:.1f} MB"
@@ -198,10 +200,8 @@ def comparison_rows(metrics: pd.DataFrame, methods: list[str], suffix: str) -> l
     for name in ("anogan", "gan_r", "p_d"):
         if name in methods:
             values = metrics.loc[(name, "patch", "test")]
-            cells = [
-                interval_text(values.loc[column if column == "auc" else column + suffix])
-                for column in TABLE_COLUMNS
-            ]
+            named = [column if column == "auc" else column + suffix for column in TABLE_COLUMNS]
+            cells = [(number(values.loc[n, "value"]), range_text(values.loc[n])) for n in named]
             rows.append({"name": METHOD_NAMES[name], "paper": False, "cells": cells})
         rows.append(_paper_row(METHOD_NAMES[name], name))
     return [*rows, _paper_row("aCAE", "acae")]
@@ -257,31 +257,38 @@ def flagged_volumes(paths: list[str]) -> dict[str, object]:
     table = pd.concat(
         [pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False) for path in paths]
     )
-    flagged = table[table["flag"].str.lower().isin(["1", "true", "yes"])]
-    volumes = [
-        {
-            "volume": volume,
-            "bscans": ", ".join(rows["bscan"]),
-            "flagged": len(rows),
-            "of": int((table["volume"] == volume).sum()),
-            "reasons": "; ".join(sorted(set(rows["reason"]) - {""})),
-        }
-        for volume, rows in flagged.groupby("volume")
-    ]
+    flagged = table[table["flag"] != "ok"]
+    volumes = []
+    for volume, rows in flagged.groupby("volume"):
+        reasons = Counter("; ".join(rows["reason"]).split("; "))
+        volumes.append(
+            {
+                "volume": volume,
+                "flagged": len(rows),
+                "of": int((table["volume"] == volume).sum()),
+                "bscans": ", ".join(rows["bscan"]),
+                "reasons": "; ".join(f"{text} ({n})" for text, n in reasons.most_common()),
+            }
+        )
     return {"checked": len(table), "volumes": volumes}
 
 
 def number(value: float, form: str = ".3f") -> str:
     """Return `value` in the format `form`, a dash when it is undefined."""
-    return "–" if not np.isfinite(value) else format(value, form)
+    return "\N{EN DASH}" if not np.isfinite(value) else format(value, form)
+
+
+def range_text(row: pd.Series, digits: int = 3) -> str:
+    """Return "low to high" of a row of the metrics, nothing where there is no interval."""
+    if not np.isfinite(row["ci_low"]):
+        return ""
+    return f"{row['ci_low']:.{digits}f} to {row['ci_high']:.{digits}f}"
 
 
 def interval_text(row: pd.Series, digits: int = 3) -> str:
     """Return "value (low to high)" of a row of the metrics, without what is undefined."""
-    text = number(row["value"], f".{digits}f")
-    if np.isfinite(row["ci_low"]):
-        text += f" ({row['ci_low']:.{digits}f} to {row['ci_high']:.{digits}f})"
-    return text
+    between = range_text(row, digits)
+    return number(row["value"], f".{digits}f") + (f" ({between})" if between else "")
 
 
 def data_uri(path: str | Path) -> str:
@@ -312,8 +319,9 @@ def _figure_uri(folder: Path, name: str) -> str:
 
 
 def _paper_row(name: str, key: str) -> dict:
-    cells = [f"{value:.4g}" for value in PAPER[key]]
-    return {"name": name, "paper": True, "cells": cells}
+    *at_threshold, auc = PAPER[key]
+    cells = [*(f"{value:.4f}" for value in at_threshold), f"{auc:.2f}"]
+    return {"name": name, "paper": True, "cells": [(cell, "") for cell in cells]}
 
 
 def _residual_index(path: str) -> pd.DataFrame:

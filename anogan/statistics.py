@@ -41,9 +41,11 @@ def choose_operating_point(
 
 
 def youden_threshold(label: np.ndarray, score: np.ndarray) -> float:
-    """Return the highest score that, as a threshold, maximises Youden's index (both labels occur)."""
+    """Return the highest score that maximises Youden's index as a threshold (both labels occur)."""
     fpr, tpr, thresholds = roc_curve(label, score, drop_intermediate=False)
-    return float(thresholds[1:][np.argmax((tpr - fpr)[1:])])  # the first one, infinity, calls nothing
+    return float(
+        thresholds[1:][np.argmax((tpr - fpr)[1:])]
+    )  # the first one, infinity, calls nothing
 
 
 def point_metrics(label: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, float]:

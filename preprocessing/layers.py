@@ -128,7 +128,7 @@ def _working_grid(
 
 
 def _to_columns(surface: np.ndarray, starts: np.ndarray, n_columns: int) -> np.ndarray:
-    """Return `surface` (x, b), known per group of columns from `starts`, as (b, columns) float32."""
+    """Return `surface` (x, b), given per group of columns from `starts`, as (b, columns)."""
     centres = starts + (np.diff(starts, append=n_columns) - 1) / 2
     return np.array([np.interp(range(n_columns), centres, row) for row in surface.T], np.float32)
 
@@ -191,7 +191,7 @@ def _filled(gray: np.ndarray, seen: np.ndarray, tail: int) -> np.ndarray:
 def _power(gray: np.ndarray, exponent: float) -> np.ndarray:
     """Return `gray` on a scale nearer to the signal's power, as display gray is compressed.
 
-    On the display scale blur spreads every edge outwards: ILM and BM lay 2 um too far apart each.
+    On the display scale blur spreads the edges outwards, ILM and BM by about 2 um each.
     """
     return np.clip(gray, 0, 1.5) ** np.float32(exponent)
 
@@ -229,10 +229,12 @@ def _find_ilm(gray: np.ndarray, ilm: np.ndarray, steps: Steps) -> tuple[np.ndarr
     near, far = round(30 / steps[0]), round(90 / steps[0])
     ilm = smooth_columns(ilm, 2)
     contrast = np.zeros_like(ilm)
-    for band_um, exponent in ((100, 1), (20, 2)):
+    # first so that bright spots below do not matter, then on the scale that places edges right
+    for band_um, exponent, ceiling in ((100, 1, 0.6), (20, 2, 1.5)):
         band = round(band_um / steps[0])
         centre = np.rint(ilm).astype(int)
-        rows = _power(straighten(gray, centre, band + far, band + far), exponent)
+        rows = straighten(gray, centre, band + far, band + far)
+        rows = _power(np.minimum(rows, ceiling), exponent)
         total = cumulate(smooth_columns(rows, 1))
         step = window_mean(total, 0, near) - window_mean(total, -near, 0)
         haze = window_mean(total, -far, 0)
@@ -283,7 +285,7 @@ def _find_rpe(
     """Return the RPE (x, b), where a bright band has the sharpest fall below, and its contrast."""
     above = round(ELEVATION_UM / steps[0])
     centre = np.rint(bm).astype(int)
-    rows = np.minimum(straighten(gray, centre, above, round(40 / steps[0])), 1.2)
+    rows = np.minimum(straighten(gray, centre, above, round(40 / steps[0])), 1.5)
     total = cumulate(smooth_columns(rows, 1))
     half = max(1, round(6 / steps[0]))
     band = window_mean(total, -half, half)
@@ -292,5 +294,5 @@ def _find_rpe(
     score = band + fall - np.float32(0.001 * steps[0]) * np.abs(elevation)
     depth = (centre - ilm)[..., np.newaxis] - elevation
     score[(elevation < 0) | (depth < 30 / steps[0])] = -10
-    path = best_path(score, max_move=round(40 / steps[0]), move_cost=0.0075 * steps[0])
+    path = best_path(score, max_move=round(40 / steps[0]), move_cost=0.005 * steps[0])
     return centre + subpixel(score, path) - above, at_path(fall, path)

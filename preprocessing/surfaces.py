@@ -116,7 +116,7 @@ def at_path(score: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def subpixel(score: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """Return `path` (x, b) moved by up to half a row to the vertex of a parabola through `score`."""
+    """Return `path` (x, b) moved by at most half a row to the vertex of a parabola on `score`."""
     middle = np.clip(path, 1, score.shape[2] - 2)
     left, peak, right = (at_path(score, middle + k) for k in (-1, 0, 1))
     bend = left - 2 * peak + right
@@ -125,10 +125,10 @@ def subpixel(score: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def whittaker(curve: np.ndarray, weight: np.ndarray, period: float) -> np.ndarray:
-    """Return the smooth curve (x, b) nearest to `curve` under `weight`, second differences penalised.
+    """Return the smooth curve (x, b) nearest to `curve` under `weight`.
 
-    `period` is the wave length, in columns, that is halved in amplitude (Eilers 2003,
-    doi:10.1021/ac034173t; the frequency response is 1 / (1 + stiffness * w ** 4)).
+    Second differences are penalised (Eilers 2003, doi:10.1021/ac034173t); `period` is the wave
+    length, in columns, whose amplitude is halved where the weight is 1.
     """
     from scipy.linalg import solveh_banded
 

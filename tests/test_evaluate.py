@@ -167,8 +167,9 @@ def test_threshold_comes_from_validation_alone(tmp_path):
     changed.loc[test, "label"] = 1 - scores.loc[test, "label"]
     changed.loc[test, list(SCORES)] *= 1.5
     before, after = evaluate(scores, tmp_path / "a"), evaluate(changed, tmp_path / "b")
-    assert evaluation_of(tmp_path / "a")["operating_points"] == (
-        evaluation_of(tmp_path / "b")["operating_points"]
+    assert (
+        evaluation_of(tmp_path / "a")["operating_points"]
+        == (evaluation_of(tmp_path / "b")["operating_points"])
     )
     key = ("anogan", "patch", "test")
     assert before.loc[(*key, "auc"), "value"] != after.loc[(*key, "auc"), "value"]
@@ -289,9 +290,7 @@ def test_unusable_scores_are_named(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_thousand_replicates_take_seconds(tmp_path):
-    scores = make_scores(
-        patches_per_volume=250, splits=(("validation", 2, 2), ("test", 10, 10))
-    )
+    scores = make_scores(patches_per_volume=250, splits=(("validation", 2, 2), ("test", 10, 10)))
     start = time.perf_counter()
     evaluate(scores, tmp_path, "--bootstrap", "1000")
     assert time.perf_counter() - start < 15

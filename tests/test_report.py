@@ -37,7 +37,7 @@ def write_residuals(scores: pd.DataFrame, path: Path, count: int) -> None:
             row, column = rng.integers(20, 44, 2)
             mask[:] = ((z - row) / 8) ** 2 + ((x - column) / 14) ** 2 < 1
             patch[mask == 1] = -0.9
-    masks[0] = 255
+    masks[:1] = 255  # nobody looked at the first
     index = np.zeros(len(rows), INDEX_DTYPE)
     for name in INDEX_DTYPE.names:
         index[name] = rows[name].to_numpy()
@@ -82,8 +82,8 @@ def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list
     (folder / "config.yaml").write_text(f"seed: 1\nnote: '{HOSTILE}'\n")
     (folder / "qc.tsv").write_text(
         "volume\tbscan\tthickness_um\tconfidence\tvalid_fraction\tflag\treason\n"
-        "test_01\t0\t290\t0.93\t1.00\t0\t\n"
-        f"test_01\t1\t520\t0.31\t0.62\t1\tthickness {HOSTILE}\n"
+        "test_01\t0\t290\t0.93\t1.00\tok\t\n"
+        f"test_01\t1\t520\t0.31\t0.62\tcheck\tthickness {HOSTILE}\n"
     )
     (folder / "v1").mkdir()
     speckle = np.random.default_rng(3).integers(0, 255, (300, 1400), dtype=np.uint8)
@@ -159,12 +159,12 @@ def test_page_states_the_result_beside_the_paper(made):
     metrics = metrics.set_index(["method", "level", "subset", "metric"])
     auc = metrics.loc[("anogan", "patch", "test", "auc")]
     text = text_of(page)
-    interval = f"{auc['value']:.3f} ({auc['ci_low']:.3f} to {auc['ci_high']:.3f})"
+    interval = f"{auc['value']:.3f} {auc['ci_low']:.3f} to {auc['ci_high']:.3f}"
     assert interval in text
     assert "AnoGAN, A(x) paper (other data) 0.8834 0.7277 0.7279 0.8928 0.89" in text
     assert "aCAE paper (other data) 0.7005" in text
     assert "The test patches had no part in it" in text
-    assert "1 of 2 B-scans in 1 volumes are flagged" in text
+    assert "1 of 2 B-scans are flagged, in 1 volume." in text
     assert "synthetic phantom" not in text
 
 
