@@ -53,7 +53,7 @@ class Project:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule a dry-run plans."""
-        result = self.snakemake("--dry-run", "--quiet", "rules", *arguments)
+        result = self.snakemake("--dry-run", *arguments, "--quiet", "rules")
         assert result.returncode == 0, result.stderr
         jobs = re.findall(r"^(\w+) +(\d+)$", result.stdout + result.stderr, re.MULTILINE)
         return {rule: int(n) for rule, n in jobs if rule != "total"}
@@ -205,7 +205,15 @@ class TestWholeRun:
         ],
     )
     def test_a_config_change_reruns_what_depends_on_it(self, finished, section, key, value, expected):
-        planned = finished.planned("--config", f"{section}={{{key}: {value}}}")
+        path = finished.folder / "my.yaml"
+        original = path.read_text()
+        config = yaml.safe_load(original)
+        config[section][key] = value
+        try:
+            path.write_text(yaml.safe_dump(config))
+            planned = finished.planned()
+        finally:
+            path.write_text(original)
         assert set(planned) - {"all", "resolved_config"} == expected
         assert planned["resolved_config"] == 1
 
