@@ -1,1 +1,1 @@
-"""From patches to a report: AnoGAN (Schlegl et al. 2017) in PyTorch, its scores and its evidence."""
+"""From patches to a report: AnoGAN in PyTorch, its scores and its evidence."""

@@ -37,6 +37,7 @@ METHODS = {
 }
 PATCH = ["volume", "bscan", "z", "x"]
 DESCRIPTION = ["patient", "eye", "split", "label", "anomalous_fraction", "label_source"]
+HEALTHY_EYE = "healthy"  # source of the labels of a healthy eye without annotation
 TOP_SHARE = 0.1  # of a volume's patches make its score
 FEW_PATIENTS = 10
 
@@ -129,6 +130,7 @@ def operating_points(
 def labelled_subsets(patches: pd.DataFrame) -> list[str]:
     """Return "test" and, where labels come from several sources, "test:<source>" for each.
 
+    Patches of healthy eyes belong to every source: nothing is marked in them either way.
     Raises InputError when no test patch has a label.
     """
     labelled = patches[(patches["split"] == "test") & (patches["label"] >= 0)]
@@ -137,7 +139,7 @@ def labelled_subsets(patches: pd.DataFrame) -> list[str]:
             "the score files hold no labelled patch of split test; "
             "give the sample sheet test volumes with a label or an annotation"
         )
-    sources = sorted(labelled["label_source"].unique())
+    sources = sorted(set(labelled["label_source"]) - {HEALTHY_EYE})
     return ["test", *(f"test:{source}" for source in sources if len(sources) > 1)]
 
 
@@ -152,7 +154,7 @@ def measure(
     """Return (metric rows, warnings) of one level and subset; every method sees the same draws."""
     chosen = cases[cases["split"] == "test"]
     if ":" in subset:
-        chosen = chosen[chosen["label_source"] == subset.partition(":")[2]]
+        chosen = chosen[chosen["label_source"].isin([subset.partition(":")[2], HEALTHY_EYE])]
     labelled = chosen[chosen["label"] >= 0]
     label, patient = labelled["label"].to_numpy(), labelled["patient"].to_numpy()
     patients, anomalous = patient_strata(patient, label)

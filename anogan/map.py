@@ -135,7 +135,15 @@ def command(args: argparse.Namespace) -> str:
             f"{architecture.patch_size}; cut the patches again or use another model"
         )
     freeze(generator, discriminator)
-    names = ("steps", "learning_rate", "schedule", "restarts", "weight", "feature_layer", "batch_size")
+    names = (
+        "steps",
+        "learning_rate",
+        "schedule",
+        "restarts",
+        "weight",
+        "feature_layer",
+        "batch_size",
+    )
     settings = MappingSettings(**{name: getattr(args, name) for name in names})
     mapper = Mapper(generator, discriminator, settings)
     table, rows, generated = map_file(

@@ -61,7 +61,9 @@ class Mapper:
         self.settings = settings
         self.layer = settings.feature_layer or len(discriminator.down)
 
-    def losses(self, x: Tensor, f_x: Tensor, z: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(
+        self, x: Tensor, f_x: Tensor, z: Tensor, method: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (mapping loss (n,), R (n,), G(z)) of patches x with features f_x at z."""
         generated = self.generator(z)
         residual = (x - generated).abs().sum(dim=(1, 2, 3))
@@ -107,7 +109,9 @@ class Mapper:
         """
         generated = self.generator(z)
         residual = (x - generated).abs().sum(dim=(1, 2, 3))
-        discrimination = self._feature_distance(self.discriminator.features(x, self.layer), generated)
+        discrimination = self._feature_distance(
+            self.discriminator.features(x, self.layer), generated
+        )
         reference = softplus(-self.discriminator(generated))
         weight = self.settings.weight
         scores = {

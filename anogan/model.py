@@ -46,7 +46,9 @@ def save_model(
     write_text(folder / "model.json", json.dumps(description, indent=1) + "\n")
 
 
-def load_model(folder: str | Path, device: torch.device) -> tuple[Architecture, Generator, Discriminator]:
+def load_model(
+    folder: str | Path, device: torch.device
+) -> tuple[Architecture, Generator, Discriminator]:
     """Return the architecture and both networks of a model folder, in eval mode.
 
     Raises InputError when a file is missing or damaged or the weights do not fit.
@@ -55,7 +57,9 @@ def load_model(folder: str | Path, device: torch.device) -> tuple[Architecture, 
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         fields = description["architecture"]
-        architecture = Architecture(tuple(fields["channels"]), fields["latent"], fields["patch_size"])
+        architecture = Architecture(
+            tuple(fields["channels"]), fields["latent"], fields["patch_size"]
+        )
         networks = architecture.build()
         for name, network in zip(("generator", "discriminator"), networks, strict=True):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))

@@ -1,9 +1,11 @@
-"""The DCGAN of AnoGAN (Schlegl et al. 2017, arXiv 1703.05921; Radford et al. 2016, arXiv 1511.06434).
+"""The DCGAN (Radford et al. 2016, arXiv 1511.06434) of AnoGAN (Schlegl et al. 2017, 1703.05921).
 
 All convolutions are 5x5 with stride 2. With the published channels 512-256-128-64 and a latent
 size of 100, a 64x64 patch costs 159.7 M multiply-accumulates in the generator and 158.9 M in the
 discriminator's features. Shapes in comments: n patches, c channels, height, width.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class Generator(nn.Module):
         # each doubles height and width: 4 -> 8 -> 16 -> 32 -> 64
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 5, 2, 2, output_padding=1, bias=i == last)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
         self.apply(_initialise)
@@ -61,8 +63,7 @@ class Discriminator(nn.Module):
         widths = [1, *reversed(channels)]
         # each halves height and width: 64 -> 32 -> 16 -> 8 -> 4; no norm on the first (DCGAN)
         self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 5, 2, 2, bias=i == 0)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            nn.Conv2d(a, b, 5, 2, 2, bias=i == 0) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(
             nn.Identity() if i == 0 else nn.BatchNorm2d(c) for i, c in enumerate(widths[1:])

@@ -150,7 +150,9 @@ def read_healthy(path: str) -> tuple[np.ndarray, dict]:
     with open_patches(path) as file:
         index = read_index(file)
         if not (index["label"] == 0).all():
-            raise InputError(f"{path}: it holds patches that are not healthy; train on healthy eyes")
+            raise InputError(
+                f"{path}: it holds patches that are not healthy; train on healthy eyes"
+            )
         facts = {
             "n_patches": len(index),
             "n_volumes": int(index["volume"].nunique()),

@@ -32,7 +32,7 @@ def tissue_mask(data: np.ndarray, valid: np.ndarray, spacing_mm: tuple) -> np.nd
 
 
 def normalise(volume: Volume, percentiles: tuple[float, float]) -> Volume:
-    """Return `volume` in [-1, 1]: the two percentiles of tissue become -1 and 1, the rest is clipped.
+    """Return `volume` in [-1, 1]: the two percentiles of tissue become -1 and 1; clipped.
 
     Invalid pixels become -1. The gray values used are kept in `parameters["normalise"]`.
     """

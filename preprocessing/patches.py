@@ -33,7 +33,7 @@ def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarra
     n_b, n_z, n_x = volume.data.shape
     if n_z < size or n_x < size:
         raise InputError(
-            f"{volume.volume}: the flat volume has {n_z} x {n_x} pixels, a patch needs {size} x {size}; "
+            f"{volume.volume}: the flat volume has {n_z} x {n_x} pixels, a patch {size} x {size}; "
             "use smaller patches or keep more with flatten: above_um, below_um"
         )
     invalid = np.zeros((n_b, n_z + 1, n_x + 1), np.int32)
@@ -47,7 +47,9 @@ def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarra
     )
     centre = np.arange(n_z - size + 1)[None, :, None] + size // 2
     columns = slice(size // 2, size // 2 + n_x - size + 1)
-    in_retina = (centre >= geometry.ilm[:, None, columns]) & (centre <= geometry.bm[:, None, columns])
+    in_retina = (centre >= geometry.ilm[:, None, columns]) & (
+        centre <= geometry.bm[:, None, columns]
+    )
     return np.argwhere((bad == 0) & in_retina)
 
 
@@ -79,21 +81,26 @@ def label_patches(
 
     Where the patch is annotated, it is anomalous when at least `min_fraction` of its pixels are
     marked, normal when none is, and unknown (-1) in between. Otherwise every patch of a healthy
-    eye is normal, and every patch of a diseased eye carries the eye's label (source `eye`).
+    eye is normal (source `healthy`), and every patch of a diseased eye carries the eye's label
+    (source `eye`), whether or not there is anything to be seen in it.
     """
-    n = len(marked)
     fraction = (marked >= 0.5).mean(axis=(1, 2), dtype=np.float32)
     examined = ~np.isnan(marked).any(axis=(1, 2))
     by_eye = {"healthy": 0, "diseased": 1, "unknown": -1}[volume_label]
     by_grader = np.where(fraction == 0, 0, np.where(fraction >= min_fraction, 1, -1))
     label = np.where(examined, by_grader, by_eye).astype(np.int8)
-    eye_source = "none" if volume_label == "unknown" else "eye"
+    eye_source = {"healthy": "healthy", "diseased": "eye", "unknown": "none"}[volume_label]
     source = np.where(examined, "annotation", eye_source)
     return label, source, np.where(examined, fraction, np.float32(np.nan))
 
 
 def cut(
-    volume: Volume, geometry: Geometry, split: str, volume_label: str, count: int, args: argparse.Namespace
+    volume: Volume,
+    geometry: Geometry,
+    split: str,
+    volume_label: str,
+    count: int,
+    args: argparse.Namespace,
 ) -> Patches:
     """Draw and label the patches of one volume."""
     corners, gray, marked = draw_patches(volume, geometry, count, args.size, args.seed)
@@ -126,8 +133,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--inputs", nargs="+", required=True, help="flat volumes, .nii.gz")
     parser.add_argument(
-        "--labels", nargs="+", required=True, choices=["healthy", "diseased", "unknown"],
-        metavar="LABEL", help="healthy, diseased or unknown, in the order of the inputs",
+        "--labels",
+        nargs="+",
+        required=True,
+        choices=["healthy", "diseased", "unknown"],
+        metavar="LABEL",
+        help="healthy, diseased or unknown, in the order of the inputs",
     )
     parser.add_argument("--split", required=True, choices=["train", "validation", "test", "score"])
     count = parser.add_mutually_exclusive_group(required=True)
@@ -135,7 +146,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     count.add_argument("--per-volume", type=int, help="patches of each volume")
     parser.add_argument("--size", type=int, default=64, help="pixels per side")
     parser.add_argument(
-        "--anomalous-fraction", type=float, default=0.01,
+        "--anomalous-fraction",
+        type=float,
+        default=0.01,
         help="marked pixels that make a patch anomalous; fewer but some: left out of the metrics",
     )
     parser.add_argument("--seed", type=int, default=1)
@@ -151,7 +164,9 @@ def command(args: argparse.Namespace) -> str:
         for path, volume_label, count in zip(args.inputs, args.labels, wanted, strict=True):
             volume = read_volume(path)
             if len(volume.volume.encode()) > ID_BYTES or len(volume.patient.encode()) > ID_BYTES:
-                raise InputError(f"{path}: volume and patient ids may have {ID_BYTES} bytes at most")
+                raise InputError(
+                    f"{path}: volume and patient ids may have {ID_BYTES} bytes at most"
+                )
             geometry = read_geometry(geometry_path(path))
             patches = cut(volume, geometry, args.split, volume_label, count, args)
             writer.append(patches.gray, patches.masks, patches.index)

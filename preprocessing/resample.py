@@ -52,7 +52,7 @@ def resample(volume: Volume, x_um: float) -> Volume:
 
 
 def _average(values: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> tuple:
-    """Return the weighted mean of `values` where `mask`, and the share of area that `mask` covers."""
+    """Return the weighted mean of `values` where `mask`, and the share of area it covers."""
     covered = mask.astype(np.float32) @ weights
     total = np.where(mask, values, np.float32(0)) @ weights
     return total / np.maximum(covered, np.finfo(np.float32).tiny), covered
@@ -70,7 +70,11 @@ def command(args: argparse.Namespace) -> str:
     before = read_volume(args.input)
     after = resample(before, args.x_um)
     write_volume(after, args.output)
-    coarse = " (input is coarser: columns repeated)" if after.data.shape[2] > before.data.shape[2] else ""
+    coarse = (
+        " (input is coarser: columns repeated)"
+        if after.data.shape[2] > before.data.shape[2]
+        else ""
+    )
     return (
         f"{after.volume}: {before.data.shape[2]} -> {after.data.shape[2]} columns of "
         f"{1000 * after.spacing_mm[2]:.2f} um{coarse}"

@@ -33,7 +33,8 @@ class Volume:
     volume, patient : pseudonymous ids from the sample sheet.
     eye : "R", "L" or "" when unknown.
     mirrored : True when x was reversed, so that a left eye looks like a right one.
-    intensity : "display" (0 black to 1 white), "linear" (power of the signal) or "normalised" ([-1, 1]).
+    intensity : "display" (0 black, 1 white), "linear" (power of the signal) or "normalised"
+        ([-1, 1]).
     annotation : fraction of each pixel that a grader marked, NaN where nobody looked; None when
         there is no annotation at all.
     bscan_lines_mm : (b, 4) start x, start y, end x, end y of each B-scan on the fundus, or None.
@@ -59,7 +60,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or self.valid.shape != self.data.shape:
-            raise ValueError(f"data {self.data.shape} and valid {self.valid.shape} must be (b, z, x)")
+            raise ValueError(
+                f"data {self.data.shape} and valid {self.valid.shape} must be (b, z, x)"
+            )
         if self.annotation is not None and self.annotation.shape != self.data.shape:
             raise ValueError(f"annotation {self.annotation.shape} must be {self.data.shape}")
         if not self.native_shape:
@@ -141,8 +144,10 @@ def read_volume(path: str | Path) -> Volume:
         ) from error
 
 
-def write_nifti(array: np.ndarray, path: str | Path, affine: np.ndarray, slope: float = 1.0) -> None:
-    """Write `array` (b, z, x) as NIfTI (x, z, b), atomically; a voxel's value is stored * `slope`."""
+def write_nifti(
+    array: np.ndarray, path: str | Path, affine: np.ndarray, slope: float = 1.0
+) -> None:
+    """Write `array` (b, z, x) as NIfTI (x, z, b), atomically; a value is stored * `slope`."""
     import nibabel as nib
 
     image = nib.Nifti1Image(array.T, affine)
@@ -167,7 +172,7 @@ def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
         raise InputError(f"{path}: no such file") from error
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
-            f"{path}: not a readable NIfTI file ({error}); it may be truncated: copy or make it again"
+            f"{path}: not a readable NIfTI file ({error}); it may be cut off: copy or make it again"
         ) from error
     if stored.ndim == 2:
         stored = stored[:, :, np.newaxis]

@@ -230,6 +230,17 @@ def test_sources_of_labels_are_told_apart(tmp_path):
     assert n.to_dict() == {"test": 480, "test:annotation": 240, "test:eye": 240}
 
 
+def test_healthy_eyes_belong_to_every_source(tmp_path):
+    """They usually have no mask; without them a subset of annotated eyes has few normal patches."""
+    scores = make_scores(splits=(("validation", 1, 1), ("test", 2, 4)))
+    scores.loc[scores["volume"].isin(["test_00", "test_01"]), "label_source"] = "healthy"
+    n = evaluate(scores, tmp_path).xs(("anogan", "patch", "n"), level=("method", "level", "metric"))
+    assert n["value"].to_dict() == {"test": 240}
+    scores.loc[scores["volume"].isin(["test_02"]), "label_source"] = "eye"
+    n = evaluate(scores, tmp_path).xs(("anogan", "patch", "n"), level=("method", "level", "metric"))
+    assert n["value"].to_dict() == {"test": 240, "test:annotation": 200, "test:eye": 120}
+
+
 def test_one_class_gives_nan_and_says_so(tmp_path):
     scores = make_scores(splits=(("validation", 4, 0), ("test", 5, 0)))
     found = evaluate(scores, tmp_path, "--healthy-quantile", "0.9")

@@ -12,7 +12,9 @@ from preprocessing.resample import area_weights, resample
 
 def retina_like(volume, rng):
     """Gray values of a dark vitreous above bright tissue, (b, z, x)."""
-    gray = np.where(np.arange(200)[None, :, None] < 80, 0.1, 0.6) + 0.08 * rng.normal(size=volume.data.shape)
+    gray = np.where(np.arange(200)[None, :, None] < 80, 0.1, 0.6) + 0.08 * rng.normal(
+        size=volume.data.shape
+    )
     return np.clip(gray, 0, 1).astype(np.float32)
 
 
@@ -94,8 +96,11 @@ def test_every_flat_pixel_maps_back_to_where_it_came_from(volume, layers, tmp_pa
     n_b, n_z, n_x = 3, 200, 200
     numbers = np.arange(n_b * n_z * n_x, dtype=np.float32).reshape(n_b, n_z, n_x)
     native = volume.replace(
-        data=numbers, valid=np.ones(numbers.shape, bool), annotation=None,
-        spacing_mm=(0.12, 0.004, 0.011), native_shape=numbers.shape,
+        data=numbers,
+        valid=np.ones(numbers.shape, bool),
+        annotation=None,
+        spacing_mm=(0.12, 0.004, 0.011),
+        native_shape=numbers.shape,
     )
     resampled = resample(native, 22)  # two native columns make one
     geometry = flat_geometry(layers, resampled, "bm", 400, 0)

@@ -24,18 +24,20 @@ def heyex(tmp_path, rng):
     """A HEYEX export of 4 B-scans (80 x 100), listed out of order, with its gray values."""
     pixels = rng.integers(1, 255, (4, 80, 100), dtype=np.uint8)
     images = [
-        XML_IMAGE.format(
-            number=0, eye="R", kind="LOCALIZER", width=9, height=9, y=0, name="ir.tif"
-        )
+        XML_IMAGE.format(number=0, eye="R", kind="LOCALIZER", width=9, height=9, y=0, name="ir.tif")
     ]
     for b in (2, 0, 3, 1):
         name = f"A{b}F.tif"
         y = 5 - 0.25 * b
         images.append(
-            XML_IMAGE.format(number=b + 1, eye="R", kind="OCT", width=100, height=80, y=y, name=name)
+            XML_IMAGE.format(
+                number=b + 1, eye="R", kind="OCT", width=100, height=80, y=y, name=name
+            )
         )
         rgb = np.repeat(pixels[b][:, :, None], 3, axis=2)
-        Image.fromarray(rgb).save(tmp_path / name.lower().replace("tif", "TIF"), compression="tiff_lzw")
+        Image.fromarray(rgb).save(
+            tmp_path / name.lower().replace("tif", "TIF"), compression="tiff_lzw"
+        )
     xml = (
         "<HEDX><BODY><Patient><LastName>Doe</LastName><Study><Series><Type>Volume</Type>"
         "<GeneralEquipment><Manufacturer>Heidelberg Engineering</Manufacturer>"
@@ -56,7 +58,9 @@ def test_heyex_order_orientation_spacing(heyex):
     folder, pixels = heyex
     volume = read_vendor_volume(folder)
     np.testing.assert_array_equal(np.rint(volume.data * 255), pixels)
-    np.testing.assert_allclose(volume.spacing_mm, (0.25, 1.92 / 496, 0.012))  # not the rounded 0.0117
+    np.testing.assert_allclose(
+        volume.spacing_mm, (0.25, 1.92 / 496, 0.012)
+    )  # not the rounded 0.0117
     assert (volume.eye, volume.device) == ("R", "Heidelberg Engineering Spectralis")
 
 
@@ -121,7 +125,20 @@ def write_nifti_volume(folder, rng, spacing=(0.12, 0.004, 0.012), shape=(3, 80, 
 def test_nifti_with_sidecar_is_mirrored_and_back(tmp_path, rng):
     path, gray = write_nifti_volume(tmp_path, rng, sidecar={"laterality": "L", "device": "d"})
     out = tmp_path / "out.nii.gz"
-    assert load("--input", path, "--volume", "v", "--patient", "p", "--mirror-left-eyes", "--output", out) == 0
+    assert (
+        load(
+            "--input",
+            path,
+            "--volume",
+            "v",
+            "--patient",
+            "p",
+            "--mirror-left-eyes",
+            "--output",
+            out,
+        )
+        == 0
+    )
     volume = read_volume(out)
     assert volume.mirrored
     np.testing.assert_array_equal(np.rint(volume.data * 255), gray[:, :, ::-1])
@@ -175,7 +192,17 @@ def test_bad_input_ends_in_one_line_and_no_output(tmp_path, rng, capsys, case, m
     elif case == "sidecar":
         (tmp_path / "v.json").write_text('{"name": "Doe"}')
     out = tmp_path / "out"
-    code = load("--input", path, "--volume", "v", "--patient", "p", "--output", out / "volume.nii.gz", *extra)
+    code = load(
+        "--input",
+        path,
+        "--volume",
+        "v",
+        "--patient",
+        "p",
+        "--output",
+        out / "volume.nii.gz",
+        *extra,
+    )
     error = capsys.readouterr().err
     assert code == 1
     assert message in error

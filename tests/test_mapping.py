@@ -63,7 +63,7 @@ def test_scores_are_what_their_formulas_say(networks):
     generator, discriminator = networks
     x, z = torch.rand(3, 1, SIZE, SIZE), torch.rand(3, LATENT)
     for layer in (1, 3, 0):
-        scores, generated = mapper(networks, weight=0.3, feature_layer=layer).score(x, z)
+        scores, _ = mapper(networks, weight=0.3, feature_layer=layer).score(x, z)
         f = [discriminator.features(v, layer or 3) for v in (x, generator(z))]
         for i in range(3):
             r = (x[i] - generator(z)[i]).abs().sum()
@@ -89,7 +89,8 @@ def test_the_search_finds_what_the_generator_made(networks, method):
 
 def test_only_z_moves(networks):
     weights = [
-        {name: value.clone() for name, value in network.state_dict().items()} for network in networks
+        {name: value.clone() for name, value in network.state_dict().items()}
+        for network in networks
     ]
     x = torch.rand(4, 1, SIZE, SIZE)
     start = torch.rand(4, LATENT)
@@ -134,11 +135,12 @@ def test_a_score_does_not_depend_on_the_batch_size(networks, patch_file, batch_s
 def test_the_table_has_every_patch_for_every_method(networks, patch_file):
     table, rows, generated = run(patch_file, mapper(networks))
     assert table.groupby("method")["x"].apply(list).to_dict() == {
-        "anogan": list(range(11)), "gan_r": list(range(11))
+        "anogan": list(range(11)),
+        "gan_r": list(range(11)),
     }
     assert generated.shape == (4, SIZE, SIZE)
     assert (table["label"].iloc[rows].value_counts() == 2).all()
-    same_score = table.pivot(index="x", columns="method", values="P_D")  # needs no mapping
+    same_score = table.set_index(["method", "x"])["P_D"]  # needs no mapping
     np.testing.assert_allclose(same_score["anogan"], same_score["gan_r"])
 
 

@@ -35,8 +35,21 @@ def cut(*arguments) -> int:
 
 def test_patches_are_what_the_index_says(flat_files, flat, tmp_path):
     out = tmp_path / "p.h5"
-    code = cut("--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", "test",
-               "--per-volume", 50, "--size", 32, "--output", out)
+    code = cut(
+        "--inputs",
+        *flat_files,
+        "--labels",
+        "diseased",
+        "healthy",
+        "--split",
+        "test",
+        "--per-volume",
+        50,
+        "--size",
+        32,
+        "--output",
+        out,
+    )
     assert code == 0
     volume, geometry = flat
     with open_patches(out) as file:
@@ -56,14 +69,26 @@ def test_patches_are_what_the_index_says(flat_files, flat, tmp_path):
         group = file["geometry/v1"]
         assert tuple(group.attrs["native_shape"]) == volume.native_shape
         np.testing.assert_array_equal(group["z_offset"], geometry.z_offset)
-    assert set(index.loc[index["volume"] == "v2", "label_source"]) == {"eye"}
+    assert set(index.loc[index["volume"] == "v2", "label_source"]) == {"healthy"}
     assert set(index.loc[index["volume"] == "v2", "label"]) == {0}
 
 
 def test_patches_of_a_volume_do_not_depend_on_the_others(flat_files, tmp_path):
     def of_v2(name, *inputs):
-        cut("--inputs", *inputs, "--labels", *["healthy"] * len(inputs), "--split", "train",
-            "--per-volume", 20, "--size", 32, "--output", tmp_path / name)
+        cut(
+            "--inputs",
+            *inputs,
+            "--labels",
+            *["healthy"] * len(inputs),
+            "--split",
+            "train",
+            "--per-volume",
+            20,
+            "--size",
+            32,
+            "--output",
+            tmp_path / name,
+        )
         with open_patches(tmp_path / name) as file:
             return file["patches"][:][read_index(file)["volume"] == "v2"]
 
@@ -84,7 +109,9 @@ def test_invalid_pixels_are_never_in_a_patch(flat):
     volume, geometry = flat
     volume.valid[0, 90, 50] = False
     corners = possible_corners(volume, geometry, 32)
-    covers = (corners[:, 0] == 0) & (abs(corners[:, 1] - 74.5) < 16) & (abs(corners[:, 2] - 34.5) < 16)
+    covers = (
+        (corners[:, 0] == 0) & (abs(corners[:, 1] - 74.5) < 16) & (abs(corners[:, 2] - 34.5) < 16)
+    )
     assert not covers.any()
     assert (corners[:, 0] == 0).any()
 
@@ -96,7 +123,7 @@ def test_invalid_pixels_are_never_in_a_patch(flat):
         (1, "diseased", (-1, "annotation")),
         (11, "diseased", (1, "annotation")),
         (None, "diseased", (1, "eye")),
-        (None, "healthy", (0, "eye")),
+        (None, "healthy", (0, "healthy")),
         (None, "unknown", (-1, "none")),
     ],
 )
@@ -128,8 +155,21 @@ def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
 
         Path(flat_files[1]).write_bytes(b"x")
     out = tmp_path / "out" / "p.h5"
-    code = cut("--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", "test",
-               "--per-volume", 5, "--size", size, "--output", out)
+    code = cut(
+        "--inputs",
+        *flat_files,
+        "--labels",
+        "diseased",
+        "healthy",
+        "--split",
+        "test",
+        "--per-volume",
+        5,
+        "--size",
+        size,
+        "--output",
+        out,
+    )
     assert code == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert list(out.parent.glob("*")) == []
@@ -137,5 +177,8 @@ def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
 
 def test_a_damaged_patch_file_is_named(tmp_path):
     (tmp_path / "p.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 100)
-    with pytest.raises(InputError, match=r"p\.h5.*rerun the stage patches"), open_patches(tmp_path / "p.h5"):
+    with (
+        pytest.raises(InputError, match=r"p\.h5.*rerun the stage patches"),
+        open_patches(tmp_path / "p.h5"),
+    ):
         pass

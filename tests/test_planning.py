@@ -1,21 +1,18 @@
 """Config, sample sheet and code fingerprint: every mistake is named before any work starts."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "workflow"))
 
 from planning import code_version as versions
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
 from planning.sample_sheet import chunk_of, read_sample_sheet
 
-COLUMNS = "volume patient eye path split label annotation".split()
+ROOT = Path(__file__).parents[1]
+COLUMNS = ["volume", "patient", "eye", "path", "split", "label", "annotation"]
 GOOD = [
     ["a", "p1", "R", "a.nii.gz", "train", "healthy", ""],
     ["b", "p2", "", "b.nii.gz", "validation", "healthy", ""],
@@ -62,14 +59,23 @@ def test_optional_columns_may_be_absent(sheet):
     ("rows", "columns", "message"),
     [
         (GOOD, [*COLUMNS[:4], "splitt", *COLUMNS[5:]], "column 'split' is missing"),
-        ([r + ["x"] for r in GOOD], [*COLUMNS, "note"], "unknown column 'note'"),
+        ([[*r, "x"] for r in GOOD], [*COLUMNS, "note"], "unknown column 'note'"),
         ([], COLUMNS, "has no rows"),
-        ([*GOOD, ["A", "p9", "", "d.nii.gz", "test", "healthy", ""]], COLUMNS,
-         "row 5, column 'volume': 'A' already stands in row 2"),
-        (changed(2, "patient", "p1"), COLUMNS,
-         "rows 2 and 4, column 'split': patient 'p1' is in train and in test"),
-        (changed(0, "label", "diseased"), COLUMNS,
-         "row 2, column 'label': a training volume must be healthy"),
+        (
+            [*GOOD, ["A", "p9", "", "d.nii.gz", "test", "healthy", ""]],
+            COLUMNS,
+            "row 5, column 'volume': 'A' already stands in row 2",
+        ),
+        (
+            changed(2, "patient", "p1"),
+            COLUMNS,
+            "rows 2 and 4, column 'split': patient 'p1' is in train and in test",
+        ),
+        (
+            changed(0, "label", "diseased"),
+            COLUMNS,
+            "row 2, column 'label': a training volume must be healthy",
+        ),
         (changed(0, "split", "score"), COLUMNS, "no healthy training volume"),
         (changed(2, "split", "score"), COLUMNS, "no test volume"),
         (changed(1, "split", "testing"), COLUMNS, "row 3, column 'split': 'testing' is not one of"),
@@ -85,7 +91,9 @@ def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
         sheet(rows, columns)
 
 
-@pytest.mark.parametrize(("name", "column"), [("b.nii.gz", "path"), ("c.mask.nii.gz", "annotation")])
+@pytest.mark.parametrize(
+    ("name", "column"), [("b.nii.gz", "path"), ("c.mask.nii.gz", "annotation")]
+)
 def test_a_missing_file_is_named(sheet, name, column):
     with pytest.raises(PlanningError, match=rf"column '{column}': .*{name} does not exist"):
         sheet(absent=[name])
@@ -100,7 +108,9 @@ def test_a_missing_or_binary_sheet(tmp_path):
 
 
 def test_chunks_are_stable_and_complete(sheet):
-    read = sheet([*GOOD, *([f"t{i}", f"q{i}", "", "c.nii.gz", "test", "healthy", ""] for i in range(40))])
+    read = sheet(
+        [*GOOD, *([f"t{i}", f"q{i}", "", "c.nii.gz", "test", "healthy", ""] for i in range(40))]
+    )
     chunks = [read.volumes("test", k, 4) for k in range(4)]
     assert sorted(v for chunk in chunks for v in chunk) == sorted(read.volumes("test"))
     assert min(map(len, chunks)) > 3
@@ -137,7 +147,9 @@ def test_a_bad_config_is_named_with_its_place(config, message):
 def test_presets_are_valid(preset):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     over = yaml.safe_load((ROOT / "config/presets" / preset).read_text())
-    resolve_config({k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in over.items()})
+    resolve_config(
+        {k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in over.items()}
+    )
 
 
 def test_the_paper_preset_is_what_was_published():
@@ -161,7 +173,9 @@ def test_every_key_is_explained():
 def project(tmp_path, monkeypatch):
     """A copy of the packages whose fingerprints are computed."""
     for package in versions.PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     monkeypatch.setattr(versions, "ROOT", tmp_path)
 
     def fingerprints():
@@ -180,8 +194,10 @@ def project(tmp_path, monkeypatch):
         ("preprocessing/flatten.py", {"preprocessing.flatten"}),
         ("anogan/mapping.py", {"anogan.map"}),
         ("anogan/networks.py", {"anogan.train", "anogan.map"}),
-        ("preprocessing/errors.py",
-         {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map"}),
+        (
+            "preprocessing/errors.py",
+            {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map"},
+        ),
     ],
 )
 def test_the_fingerprint_follows_the_imports(project, file, changed):

@@ -82,8 +82,23 @@ def write_patches(path, label=0):
 
 
 def run(path, folder, *extra) -> int:
-    arguments = ["--patches", path, "--channels", "8", "8", "8", "--latent", "4", "--epochs", "2",
-                 "--batch-size", "16", "--output", folder, *extra]
+    arguments = [
+        "--patches",
+        path,
+        "--channels",
+        "8",
+        "8",
+        "8",
+        "--latent",
+        "4",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--output",
+        folder,
+        *extra,
+    ]
     return run_command("anogan", {"train": ""}, ["train", *map(str, arguments)])
 
 
@@ -91,15 +106,23 @@ def test_the_command_writes_a_model(tmp_path):
     write_patches(tmp_path / "p.h5")
     assert run(tmp_path / "p.h5", tmp_path / "model") == 0
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
-        "discriminator.safetensors", "generator.safetensors", "history.tsv", "model.json",
-        "real.png", "samples.png",
+        "discriminator.safetensors",
+        "generator.safetensors",
+        "history.tsv",
+        "model.json",
+        "real.png",
+        "samples.png",
     ]
 
 
 @pytest.mark.parametrize(
     ("case", "message"),
-    [("anomalous", "train on healthy eyes"), ("channels", "not 32"), ("gpu", "PyTorch sees none"),
-     ("missing", "no such file")],
+    [
+        ("anomalous", "train on healthy eyes"),
+        ("channels", "not 32"),
+        ("gpu", "PyTorch sees none"),
+        ("missing", "no such file"),
+    ],
 )
 def test_faults_end_in_one_line(tmp_path, capsys, case, message):
     if case == "gpu" and torch.cuda.is_available():

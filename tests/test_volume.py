@@ -13,7 +13,9 @@ def test_a_volume_survives_the_disk(volume, tmp_path, intensity, suffix):
     volume.valid[0, :5] = False
     volume.annotation[0] = np.nan
     volume = volume.replace(
-        intensity=intensity, bscan_lines_mm=np.arange(12.0).reshape(3, 4), parameters={"a": {"b": 1}}
+        intensity=intensity,
+        bscan_lines_mm=np.arange(12.0).reshape(3, 4),
+        parameters={"a": {"b": 1}},
     )
     if intensity != "normalised":
         volume = volume.replace(data=np.abs(volume.data))
@@ -23,7 +25,15 @@ def test_a_volume_survives_the_disk(volume, tmp_path, intensity, suffix):
     np.testing.assert_array_equal(again.valid, volume.valid)
     np.testing.assert_array_equal(again.annotation, volume.annotation)
     np.testing.assert_array_equal(again.bscan_lines_mm, volume.bscan_lines_mm)
-    for name in ("spacing_mm", "volume", "patient", "eye", "intensity", "native_shape", "parameters"):
+    for name in (
+        "spacing_mm",
+        "volume",
+        "patient",
+        "eye",
+        "intensity",
+        "native_shape",
+        "parameters",
+    ):
         assert getattr(again, name) == getattr(volume, name)
 
 
@@ -33,7 +43,9 @@ def test_eight_bit_gray_values_are_stored_exactly(volume, tmp_path, rng):
     gray = rng.integers(0, 256, volume.data.shape).astype(np.float32) / np.float32(255)
     write_volume(volume.replace(data=gray, intensity="display"), tmp_path / "v.nii.gz")
     assert nib.load(tmp_path / "v.nii.gz").get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(np.rint(read_volume(tmp_path / "v.nii.gz").data * 255), gray * 255)
+    np.testing.assert_array_equal(
+        np.rint(read_volume(tmp_path / "v.nii.gz").data * 255), gray * 255
+    )
 
 
 def test_the_file_opens_elsewhere_with_right_proportions(volume, tmp_path):
@@ -56,7 +68,9 @@ def test_mirroring_moves_no_pixel_in_space(volume):
     assert mirrored.data[2, 11, 92] == volume.data[2, 11, 7]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no sidecar", "no mask", "not nifti", "other shape"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "no sidecar", "no mask", "not nifti", "other shape"]
+)
 def test_damaged_files_end_in_one_clear_error(volume, tmp_path, damage):
     path = tmp_path / "v.nii.gz"
     write_volume(volume, path)
@@ -70,7 +84,10 @@ def test_damaged_files_end_in_one_clear_error(volume, tmp_path, damage):
         path.write_bytes(b"hello" * 100)
     else:
         small = volume.replace(
-            data=volume.data[:2], valid=volume.valid[:2], annotation=None, native_shape=(2, 200, 100)
+            data=volume.data[:2],
+            valid=volume.valid[:2],
+            annotation=None,
+            native_shape=(2, 200, 100),
         )
         write_volume(small, tmp_path / "w.nii.gz")
         companion(tmp_path / "w.nii.gz", "valid").replace(companion(path, "valid"))
@@ -89,6 +106,11 @@ def test_nothing_half_written_stays_behind(tmp_path):
 
 
 def test_seeds_depend_on_every_label_and_on_nothing_else():
-    seeds = {derive_seed(1, "a", "b"), derive_seed(2, "a", "b"), derive_seed(1, "ab"), derive_seed(1, "b", "a")}
+    seeds = {
+        derive_seed(1, "a", "b"),
+        derive_seed(2, "a", "b"),
+        derive_seed(1, "ab"),
+        derive_seed(1, "b", "a"),
+    }
     assert len(seeds) == 4
     assert derive_seed(1, "a", "b") == derive_seed(1, "a", "b")

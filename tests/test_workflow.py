@@ -82,9 +82,15 @@ def project(tmp_path):
     ("rows", "chunks", "expected"),
     [
         pytest.param(ROWS, 1, {"patches": 3, "map": 2, "load": 5}, id="all splits"),
-        pytest.param([*ROWS[:2], *ROWS[3:]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"),
-        pytest.param([*ROWS, phantom("f", "score", "unknown")], 1, {"patches": 4, "map": 3}, id="score"),
-        pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="one volume each, many chunks"),
+        pytest.param(
+            [*ROWS[:2], *ROWS[3:]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"
+        ),
+        pytest.param(
+            [*ROWS, phantom("f", "score", "unknown")], 1, {"patches": 4, "map": 3}, id="score"
+        ),
+        pytest.param(
+            [ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="one volume each, many chunks"
+        ),
         pytest.param(
             [*ROWS, phantom("e2", "test", "diseased", patient="e")], 1, {"load": 6}, id="two eyes"
         ),
@@ -101,7 +107,9 @@ def test_layouts_plan_the_right_jobs(project, rows, chunks, expected):
 def test_the_default_plans_its_phantoms(project):
     result = subprocess.run(
         [*SNAKEMAKE, "--cores", "1", "-n", "--quiet", "rules"],
-        cwd=project.folder, capture_output=True, text=True,
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r"^phantom +24$", result.stdout, re.MULTILINE)
@@ -109,8 +117,10 @@ def test_the_default_plans_its_phantoms(project):
 
 def test_no_phantom_rule_for_real_files(project):
     (project.folder / "real.nii.gz").touch()
-    rows = [["r1", "p1", "real.nii.gz", "train", "healthy", ""],
-            ["r2", "p2", "real.nii.gz", "test", "diseased", ""]]
+    rows = [
+        ["r1", "p1", "real.nii.gz", "train", "healthy", ""],
+        ["r2", "p2", "real.nii.gz", "test", "diseased", ""],
+    ]
     project.write(rows, data_dir=".")
     assert "phantom" not in project.planned()
 
@@ -150,7 +160,13 @@ class TestWholeRun:
         assert "<svg" in page or "data:image" in page
         metrics = pd.read_csv(results / "report/metrics.tsv", sep="\t")
         assert list(metrics.columns) == [
-            "method", "level", "subset", "metric", "value", "ci_low", "ci_high"
+            "method",
+            "level",
+            "subset",
+            "metric",
+            "value",
+            "ci_low",
+            "ci_high",
         ]
         assert {"anogan", "gan_r", "p_d"} <= set(metrics["method"])
         scores = pd.read_parquet(results / "scores/test-0.parquet")
@@ -170,15 +186,23 @@ class TestWholeRun:
         assert "Nothing to be done" in result.stderr + result.stdout
 
     def test_a_single_target_can_be_asked_for(self, finished):
-        assert finished.planned("results/volumes/a/flat.nii.gz", "--forcerun", "flatten") == {"flatten": 1}
+        assert finished.planned("results/volumes/a/flat.nii.gz", "--forcerun", "flatten") == {
+            "flatten": 1
+        }
 
     @pytest.mark.parametrize(
         ("file", "first", "expected"),
         [
-            ("preprocessing/flatten.py", "flatten",
-             {"flatten", "patches", "train", "map", "evaluate", "report"}),
-            ("preprocessing/readers/nifti.py", "load",
-             {*STAGES, "patches", "train", "map", "evaluate", "report"}),
+            (
+                "preprocessing/flatten.py",
+                "flatten",
+                {"flatten", "patches", "train", "map", "evaluate", "report"},
+            ),
+            (
+                "preprocessing/readers/nifti.py",
+                "load",
+                {*STAGES, "patches", "train", "map", "evaluate", "report"},
+            ),
             ("anogan/mapping.py", "map", {"map", "evaluate", "report"}),
             ("anogan/report.py", "report", {"report"}),
             ("anogan/templates/report.html.j2", "report", {"report"}),
@@ -204,7 +228,9 @@ class TestWholeRun:
             ("patches", "test_per_volume", 10, {"patches", "map", "evaluate", "report"}),
         ],
     )
-    def test_a_config_change_reruns_what_depends_on_it(self, finished, section, key, value, expected):
+    def test_a_config_change_reruns_what_depends_on_it(
+        self, finished, section, key, value, expected
+    ):
         path = finished.folder / "my.yaml"
         original = path.read_text()
         config = yaml.safe_load(original)

@@ -142,7 +142,9 @@ def _read_tiff(bscan: _BScan) -> np.ndarray:
                 )
             return np.asarray(image.convert("L"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{bscan.file}: not a readable image ({error}); export it again") from error
+        raise InputError(
+            f"{bscan.file}: not a readable image ({error}); export it again"
+        ) from error
 
 
 def _spacing(xml: Path, bscans: list[_BScan], lines: np.ndarray) -> tuple[float, float, float]:

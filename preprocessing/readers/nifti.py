@@ -51,7 +51,10 @@ def _sidecar(path: Path) -> dict:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(facts, dict) or facts.get("intensity", "display") not in ("display", "linear"):
+    if not isinstance(facts, dict) or facts.get("intensity", "display") not in (
+        "display",
+        "linear",
+    ):
         raise InputError(f"{file}: must be an object whose 'intensity' is display or linear")
     unknown = sorted(set(facts) - SIDECAR_KEYS)
     if unknown:

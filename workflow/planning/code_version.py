@@ -71,9 +71,9 @@ def _parse(name: str) -> tuple[str, frozenset[str]]:
                 raise ValueError(f"{name}: relative imports are not followed; import by full name")
             # `from a import b`: b may be a module or a name in a
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
+        if isinstance(
+            node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef
+        ) and (ast.get_docstring(node, clean=False) is not None):
             node.body = node.body[1:]
     tree.body = [node for node in tree.body if not _is_version(node)]
     return ast.dump(tree), frozenset(imported)

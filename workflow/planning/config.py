@@ -18,7 +18,7 @@ def load_schema(name: str) -> dict:
 
 
 def resolve_config(config: dict) -> dict:
-    """Return a copy of `config` with defaults filled in; PlanningError when it breaks the schema."""
+    """Return a copy of `config` with its defaults; PlanningError when it breaks the schema."""
     schema = load_schema("config")
     resolved = copy.deepcopy(dict(config))
     _fill_defaults(resolved, schema)
@@ -33,13 +33,13 @@ def _check_architecture(config: dict) -> None:
     n, size = len(config["model"]["channels"]), config["patches"]["size"]
     if 4 * 2**n != size:
         raise PlanningError(
-            f"config: model: channels has {n} numbers, which makes patches of {4 * 2**n} pixels, but "
-            f"patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
+            f"config: model: channels has {n} numbers, which makes patches of {4 * 2**n} pixels, "
+            f"but patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
         )
     if config["map"]["feature_layer"] > n:
         raise PlanningError(
-            f"config: map: feature_layer is {config['map']['feature_layer']}, but the discriminator "
-            f"has {n} convolutions; 0 means the last"
+            f"config: map: feature_layer is {config['map']['feature_layer']}, but the "
+            f"discriminator has {n} convolutions; 0 means the last"
         )
 
 
@@ -58,5 +58,7 @@ def _explain(error: ValidationError) -> str:
     if error.validator == "additionalProperties":
         unknown = sorted(set(error.instance) - set(error.schema["properties"]))
         known = ", ".join(error.schema["properties"])
-        return f"unknown key '{': '.join(filter(None, [place, *unknown[:1]]))}' (known here: {known})"
+        return (
+            f"unknown key '{': '.join(filter(None, [place, *unknown[:1]]))}' (known here: {known})"
+        )
     return f"{place or 'the file'}: {error.message}"

@@ -80,13 +80,16 @@ def _parse(path: str) -> list[Row]:
             records = [(reader.line_num, record) for record in reader]
     except OSError as error:
         raise PlanningError(
-            f"{path}: the sample sheet cannot be read ({error.strerror}); set 'volumes' in the config"
+            f"{path}: the sample sheet cannot be read ({error.strerror}); "
+            "set 'volumes' in the config"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise PlanningError(f"{path}: not a tab-separated UTF-8 text file ({error})") from error
     missing = [name for name in schema["required"] if name not in columns]
     if missing:
-        raise PlanningError(f"{path}: column '{missing[0]}' is missing; columns are separated by tabs")
+        raise PlanningError(
+            f"{path}: column '{missing[0]}' is missing; columns are separated by tabs"
+        )
     unknown = [name for name in columns if name not in schema["properties"]]
     if unknown:
         known = ", ".join(schema["properties"])
@@ -94,7 +97,9 @@ def _parse(path: str) -> list[Row]:
     rows = []
     for line, record in records:
         if None in record or None in record.values():
-            raise PlanningError(f"{path}, row {line}: it must have {len(columns)} columns, as the first")
+            raise PlanningError(
+                f"{path}, row {line}: it must have {len(columns)} columns, as the first"
+            )
         record = {name: value.strip() for name, value in record.items()}
         error = best_match(validator.iter_errors(record))
         if error is not None:
@@ -139,7 +144,10 @@ def _check_splits(path: str, rows: list[Row]) -> None:
                 f"{path}, row {row.line}, column 'label': a training volume must be healthy, not "
                 f"{row.label}; move it to another split"
             )
-    for split, why in (("train", "the model learns from healthy eyes"), ("test", "the report needs it")):
+    for split, why in (
+        ("train", "the model learns from healthy eyes"),
+        ("test", "the report needs it"),
+    ):
         if not any(row.split == split for row in rows):
             kind = "healthy training" if split == "train" else split
             raise PlanningError(f"{path}: no {kind} volume; {why}: give a row the split '{split}'")
@@ -153,6 +161,7 @@ def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
             value = getattr(row, column)
             if value and not (data_dir / value).exists():
                 raise PlanningError(
-                    f"{path}, row {row.line}, column '{column}': {data_dir / value} does not exist; "
+                    f"{path}, row {row.line}, column '{column}': {data_dir / value} does not "
+                    "exist; "
                     "relative paths start at data_dir of the config"
                 )

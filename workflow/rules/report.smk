@@ -94,8 +94,9 @@ rule report:
     params:
         code=code_version("anogan.report", "anogan/templates/report.html.j2"),
         model=subpath(input.description, parent=True),
+        phantom="--phantom" if any(row.is_phantom for row in SHEET.rows.values()) else "",
     shell:
         "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
         " --layer-pictures {input.pictures:q} --config {input.config:q}"
-        " --output {output.page:q} > {log:q} 2>&1"
+        " {params.phantom} --output {output.page:q} > {log:q} 2>&1"
