@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from dataclasses import fields
 
 import h5py
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 
 from anogan.device import add_device_arguments, prepare_device
-from anogan.mapping import METHODS, SCORES, Mapper, MappingSettings, padded_batches, start_latents
+from anogan.mapping import METHODS, SCORES, Mapper, MappingSettings, padded_batches
 from anogan.model import load_model
 from anogan.networks import freeze
 from anogan.progress import progress
@@ -41,7 +42,6 @@ def map_file(
     mapper: Mapper,
     methods: list[str],
     n_residuals: int,
-    seed: int,
     device: torch.device,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Score the patches of a file, one batch in memory at a time.
@@ -61,11 +61,9 @@ def map_file(
             gray = file["patches"][rows[0] : rows[0] + count].astype(np.float32)
             gray = gray[rows - rows[0]]  # repeats the first patch where the batch is padded
             x = torch.from_numpy(gray).unsqueeze(1).to(device, memory_format=torch.channels_last)
-            starts = start_latents(
-                [keys[row] for row in rows], mapper.generator.latent, settings.restarts, seed
-            )
+            starts = mapper.starts(x, [keys[row] for row in rows])
             for method in methods:
-                z = mapper.best(x, torch.from_numpy(starts).to(device), method)
+                z = mapper.best(x, starts, method)
                 values, generated = mapper.score(x, z)
                 table = torch.stack([values[name] for name in SCORES], dim=1)
                 scores[method][rows[:count]] = table[:count].cpu().numpy()
@@ -105,6 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="gradient steps on z")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--schedule", choices=["constant", "cosine"], default=defaults.schedule)
+    parser.add_argument(
+        "--candidates", type=int, default=defaults.candidates, help="0 starts at random"
+    )
     parser.add_argument("--restarts", type=int, default=defaults.restarts, help="best is kept")
     parser.add_argument("--weight", type=float, default=defaults.weight, help="lambda")
     parser.add_argument(
@@ -127,6 +128,10 @@ def command(args: argparse.Namespace) -> str:
             f"map: feature_layer is {args.feature_layer}; the discriminator has the layers "
             f"1 to {len(architecture.channels)} (0 means the last)"
         )
+    if 0 < args.candidates < args.restarts:
+        raise InputError(
+            f"map: {args.restarts} restarts need as many candidates, not {args.candidates}"
+        )
     with open_patches(args.patches) as file:
         size = file["patches"].shape[-1]
     if size != architecture.patch_size:
@@ -135,20 +140,9 @@ def command(args: argparse.Namespace) -> str:
             f"{architecture.patch_size}; cut the patches again or use another model"
         )
     freeze(generator, discriminator)
-    names = (
-        "steps",
-        "learning_rate",
-        "schedule",
-        "restarts",
-        "weight",
-        "feature_layer",
-        "batch_size",
-    )
-    settings = MappingSettings(**{name: getattr(args, name) for name in names})
-    mapper = Mapper(generator, discriminator, settings)
-    table, rows, generated = map_file(
-        args.patches, mapper, args.methods, args.residuals, args.seed, device
-    )
+    settings = MappingSettings(**{f.name: getattr(args, f.name) for f in fields(MappingSettings)})
+    mapper = Mapper(generator, discriminator, settings, args.seed)
+    table, rows, generated = map_file(args.patches, mapper, args.methods, args.residuals, device)
     write_residuals(args.residual_output, args.patches, rows, generated)
     with atomic_path(args.output) as temporary:
         table.to_parquet(temporary, index=False)

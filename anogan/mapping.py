@@ -36,6 +36,8 @@ class MappingSettings:
     Attributes
     ----------
     schedule : "constant" keeps the learning rate, "cosine" lets it fall to zero.
+    candidates : 0 starts the search at random, as published; n > 0 starts it at the one of n random
+        z, the same for all patches, whose G(z) is nearest to the patch.
     restarts : searches from different starts; the one with the lowest loss is kept.
     weight : lambda of the losses.
     feature_layer : the convolution of D that f is taken from, counted from 1; 0 is the last.
@@ -44,6 +46,7 @@ class MappingSettings:
     steps: int = 500
     learning_rate: float = 0.1
     schedule: str = "constant"
+    candidates: int = 0
     restarts: int = 1
     weight: float = 0.1
     feature_layer: int = 0
@@ -51,15 +54,49 @@ class MappingSettings:
 
 
 class Mapper:
-    """Maps and scores patches with networks prepared by `anogan.networks.freeze`."""
+    """Maps and scores patches with networks prepared by `anogan.networks.freeze`.
+
+    `seed` decides the starts of the search.
+    """
 
     def __init__(
-        self, generator: Generator, discriminator: Discriminator, settings: MappingSettings
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        settings: MappingSettings,
+        seed: int = 1,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.settings = settings
+        self.seed = seed
         self.layer = settings.feature_layer or len(discriminator.down)
+        if settings.candidates:
+            self.candidates, self.candidate_patches = self._draw_candidates()
+
+    def starts(self, x: Tensor, keys: list[str]) -> Tensor:
+        """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w) named by `keys`.
+
+        A random start is drawn from its patch's key, a candidate chosen by R alone.
+        """
+        settings = self.settings
+        if settings.candidates:
+            distance = torch.cdist(x.flatten(1), self.candidate_patches, p=1)
+            nearest = distance.topk(settings.restarts, largest=False).indices
+            return self.candidates[nearest].transpose(0, 1)
+        z = random_latents(keys, self.generator.latent, settings.restarts, self.seed)
+        return z.to(x.device)
+
+    @torch.no_grad()
+    def _draw_candidates(self) -> tuple[Tensor, Tensor]:
+        """Return candidates (n, latent) and their patches (n, h * w)."""
+        settings, device = self.settings, next(self.generator.parameters()).device
+        keys = [f"candidate {i}" for i in range(settings.candidates)]
+        z = torch.from_numpy(random_latents(keys, self.generator.latent, 1, self.seed)[0]).to(
+            device
+        )
+        patches = [self.generator(part).flatten(1) for part in z.split(settings.batch_size)]
+        return z, torch.cat(patches)
 
     def losses(
         self, x: Tensor, f_x: Tensor, z: Tensor, method: str
@@ -129,13 +166,13 @@ class Mapper:
         return (f_x - f_generated).abs().sum(dim=(1, 2, 3))
 
 
-def start_latents(keys: list[str], latent: int, restarts: int, seed: int) -> np.ndarray:
-    """Return z_1 (restarts, n, latent), uniform in [-1, 1], each drawn from its patch's key."""
+def random_latents(keys: list[str], latent: int, restarts: int, seed: int) -> Tensor:
+    """Return z (restarts, n, latent), uniform in [-1, 1], each drawn from its key alone."""
     starts = [
         np.random.default_rng(derive_seed(seed, "z", key)).uniform(-1, 1, (restarts, latent))
         for key in keys
     ]
-    return np.stack(starts, axis=1).astype(np.float32)
+    return torch.from_numpy(np.stack(starts, axis=1).astype(np.float32))
 
 
 def padded_batches(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

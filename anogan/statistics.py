@@ -43,9 +43,8 @@ def choose_operating_point(
 def youden_threshold(label: np.ndarray, score: np.ndarray) -> float:
     """Return the highest score that maximises Youden's index as a threshold (both labels occur)."""
     fpr, tpr, thresholds = roc_curve(label, score, drop_intermediate=False)
-    return float(
-        thresholds[1:][np.argmax((tpr - fpr)[1:])]
-    )  # the first one, infinity, calls nothing
+    best = 1 + np.argmax((tpr - fpr)[1:])  # the first threshold is infinity: it calls nothing
+    return float(thresholds[best])
 
 
 def point_metrics(label: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anogan.map import choose_residuals, map_file
-from anogan.mapping import Mapper, MappingSettings, padded_batches, start_latents
+from anogan.mapping import Mapper, MappingSettings, padded_batches, random_latents
 from anogan.networks import Discriminator, Generator, freeze
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 
@@ -47,7 +47,7 @@ def patch_file(tmp_path_factory):
 
 
 def run(path, mapper, methods=("anogan", "gan_r"), residuals=4):
-    return map_file(str(path), mapper, list(methods), residuals, 1, torch.device("cpu"))
+    return map_file(str(path), mapper, list(methods), residuals, torch.device("cpu"))
 
 
 def reordered(path, order, target):
@@ -80,7 +80,7 @@ def test_the_search_finds_what_the_generator_made(networks, method):
     truth = torch.rand(4, LATENT, generator=torch.Generator().manual_seed(3)) * 2 - 1
     x = generator(truth)
     search = mapper(networks, steps=300, learning_rate=0.1, schedule="cosine")
-    starts = torch.from_numpy(start_latents(list("abcd"), LATENT, 3, 1))
+    starts = random_latents(list("abcd"), LATENT, 3, 1)
     z = search.best(x, starts, method)
     before = search.score(x, starts[0])[0]["R"]
     after = search.score(x, z)[0]["R"]
@@ -103,7 +103,7 @@ def test_only_z_moves(networks):
 
 def test_more_restarts_never_fit_worse(networks):
     x = torch.rand(4, 1, SIZE, SIZE)
-    starts = torch.from_numpy(start_latents(list("abcd"), LATENT, 3, 1))
+    starts = random_latents(list("abcd"), LATENT, 3, 1)
     one, three = mapper(networks), mapper(networks, restarts=3)
     loss_one = one.score(x, one.best(x, starts[:1], "anogan"))[0]["A"]
     loss_three = three.score(x, three.best(x, starts, "anogan"))[0]["A"]
@@ -111,15 +111,26 @@ def test_more_restarts_never_fit_worse(networks):
     assert (loss_three < loss_one).any()
 
 
-def test_a_score_does_not_depend_on_order_or_company(networks, patch_file, tmp_path):
-    table, _, _ = run(patch_file, mapper(networks))
-    again, _, _ = run(patch_file, mapper(networks))
+def test_the_nearest_candidate_is_where_the_search_starts(networks):
+    generator, _ = networks
+    near = mapper(networks, candidates=50, restarts=2)
+    x = generator(near.candidates[[7, 30, 2]])
+    starts = near.starts(x, list("abc"))
+    assert starts.shape == (2, 3, LATENT)
+    assert torch.equal(starts[0], near.candidates[[7, 30, 2]])
+    assert not torch.equal(starts[1], starts[0])
+
+
+@pytest.mark.parametrize("candidates", [0, 20])
+def test_a_score_does_not_depend_on_order_or_company(networks, patch_file, tmp_path, candidates):
+    table, _, _ = run(patch_file, mapper(networks, candidates=candidates))
+    again, _, _ = run(patch_file, mapper(networks, candidates=candidates))
     pd.testing.assert_frame_equal(table, again)  # to the last bit
     keys = ["volume", "x", "method"]
     reference = table.set_index(keys).sort_index()
     for name, order in (("reversed", np.arange(11)[::-1]), ("few", np.array([9, 2, 7]))):
         other = reordered(patch_file, order, tmp_path / f"{name}.h5")
-        scores = run(other, mapper(networks))[0].set_index(keys).sort_index()
+        scores = run(other, mapper(networks, candidates=candidates))[0].set_index(keys).sort_index()
         pd.testing.assert_frame_equal(scores, reference.loc[scores.index])
 
 
@@ -162,7 +173,7 @@ def test_the_choice_of_residuals_is_balanced():
 
 
 def test_starts_fill_the_support_of_the_prior():
-    z = start_latents([str(i) for i in range(500)], 20, 2, 1)
+    z = random_latents([str(i) for i in range(500)], 20, 2, 1)
     assert z.shape == (2, 500, 20)
     assert z.min() >= -1
     assert z.max() <= 1

@@ -136,6 +136,7 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"flatten": {"mode": "rpe"}}, "flatten: mode: 'rpe' is not one of"),
         ({"patches": {"size": 32}}, "model: channels has 4 numbers"),
         ({"map": {"feature_layer": 5}}, "map: feature_layer"),
+        ({"map": {"candidates": 2, "restarts": 3}}, "3 restarts need at least as many candidates"),
     ],
 )
 def test_a_bad_config_is_named_with_its_place(config, message):

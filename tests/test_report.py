@@ -195,6 +195,7 @@ def test_phantom_without_validation_and_with_one_class_still_gives_a_page(tmp_pa
 def test_a_missing_file_is_named(made, tmp_path, capsys):
     arguments, folder, _ = made
     replaced = [part.replace("config.yaml", "absent.yaml") for part in arguments]
-    code = run_command("anogan", {"report": ""}, ["report", *replaced, "--output", "x.html"])
+    arguments = ["report", *replaced, "--output", str(tmp_path / "index.html")]
+    code = run_command("anogan", {"report": ""}, arguments)
     assert code == 1
     assert f"{folder}/absent.yaml: no such file" in capsys.readouterr().err

@@ -26,6 +26,7 @@ def resolve_config(config: dict) -> dict:
     if error is not None:
         raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
     _check_architecture(resolved)
+    _check_search(resolved["map"])
     return resolved
 
 
@@ -40,6 +41,14 @@ def _check_architecture(config: dict) -> None:
         raise PlanningError(
             f"config: map: feature_layer is {config['map']['feature_layer']}, but the "
             f"discriminator has {n} convolutions; 0 means the last"
+        )
+
+
+def _check_search(search: dict) -> None:
+    if 0 < search["candidates"] < search["restarts"]:
+        raise PlanningError(
+            f"config: map: {search['restarts']} restarts need at least as many candidates, not "
+            f"{search['candidates']}; 0 candidates start at random"
         )
 
 

@@ -65,7 +65,7 @@ rule map:
         "python -m anogan map --patches {input.patches:q} --model {params.folder:q}"
         " --methods {params.map[methods]} --steps {params.map[steps]}"
         " --learning-rate {params.map[learning_rate]} --schedule {params.map[schedule]}"
-        " --restarts {params.map[restarts]} --weight {params.map[lambda]}"
+        " --candidates {params.map[candidates]} --restarts {params.map[restarts]} --weight {params.map[lambda]}"
         " --feature-layer {params.map[feature_layer]} --batch-size {params.map[batch_size]}"
         " --residuals {params.map[residuals]} --seed {params.seed} --threads {threads}"
         " --gpus {resources.gpu} --output {output.scores:q}"
