@@ -92,9 +92,7 @@ class Mapper:
         """Return candidates (n, latent) and their patches (n, h * w)."""
         settings, device = self.settings, next(self.generator.parameters()).device
         keys = [f"candidate {i}" for i in range(settings.candidates)]
-        z = torch.from_numpy(random_latents(keys, self.generator.latent, 1, self.seed)[0]).to(
-            device
-        )
+        z = random_latents(keys, self.generator.latent, 1, self.seed)[0].to(device)
         patches = [self.generator(part).flatten(1) for part in z.split(settings.batch_size)]
         return z, torch.cat(patches)
 
