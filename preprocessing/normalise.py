@@ -8,15 +8,10 @@ import argparse
 
 import numpy as np
 
+from preprocessing.intensity import to_display
 from preprocessing.volume import Volume, read_volume, write_volume
 
 SMOOTH_UM = (30.0, 150.0)  # z, x: wide enough to average speckle, thin enough to keep the retina
-
-
-def display(linear: np.ndarray) -> np.ndarray:
-    """Return what the vendor shows, in [0, 1], of a linear signal: about 36 dB of its logarithm."""
-    shown = (np.log(np.maximum(linear, 0) + 2.44e-4) + 8.3) / 8.285
-    return np.clip(shown, 0, 1).astype(np.float32)
 
 
 def tissue_mask(data: np.ndarray, valid: np.ndarray, spacing_mm: tuple) -> np.ndarray:
@@ -36,7 +31,7 @@ def normalise(volume: Volume, percentiles: tuple[float, float]) -> Volume:
 
     Invalid pixels become -1. The gray values used are kept in `parameters["normalise"]`.
     """
-    data = display(volume.data) if volume.intensity == "linear" else volume.data
+    data = to_display(volume.data) if volume.intensity == "linear" else volume.data
     tissue = tissue_mask(data, volume.valid, volume.spacing_mm)
     low, high = np.percentile(data[tissue], percentiles)
     scaled = (data - np.float32(low)) * np.float32(2 / max(high - low, 1e-6)) - np.float32(1)

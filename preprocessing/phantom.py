@@ -15,6 +15,7 @@ from scipy.ndimage import correlate1d, gaussian_filter
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
+from preprocessing.intensity import to_display, to_power
 from preprocessing.phantom_lesions import FLUID_GRAY, add_lesions, paint_lesions, soft_step
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import Volume, companion, write_nifti
@@ -43,9 +44,6 @@ LAYERS = {
 }
 SCLERA_GRAY = 0.3
 EYE_RADIUS_MM = 22.0
-
-# The display of a Heidelberg Spectralis: gray = (ln(power + OFFSET) + SHIFT) / RANGE.
-DISPLAY_OFFSET, DISPLAY_SHIFT, DISPLAY_RANGE = 2.44e-4, 8.3, 8.285
 
 # Point spread of the speckle field; its power has the axial correlation 0.64, 0.26, 0.09 at lags
 # 1 to 3 and the lateral correlation 0.44 at lag 1, as in Spectralis B-scans.
@@ -240,14 +238,11 @@ def _display(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     that `gray` stands for. The noise is not averaged, as seen in the vitreous of Spectralis scans.
     """
     n_frames = int(rng.integers(5, 7))
-    power = np.maximum(np.exp(DISPLAY_RANGE * gray - DISPLAY_SHIFT) - DISPLAY_OFFSET, 0)
-    power *= _speckle(gray.shape, n_frames, rng)
-    vitreous = rng.uniform(0.04, 0.15)
-    noise = np.exp(DISPLAY_RANGE * vitreous - DISPLAY_SHIFT) - DISPLAY_OFFSET
+    power = to_power(gray) * _speckle(gray.shape, n_frames, rng)
+    noise = to_power(rng.uniform(0.04, 0.15))
     # The median of an exponential variable is ln 2 times its mean.
     power += np.float32(noise / np.log(2)) * rng.standard_exponential(gray.shape, np.float32)
-    shown = (np.log(power + np.float32(DISPLAY_OFFSET)) + DISPLAY_SHIFT) / DISPLAY_RANGE
-    return np.clip(shown, 0, 1)
+    return to_display(power)
 
 
 def _speckle(shape: tuple[int, int, int], n_frames: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,8 @@ import pytest
 from preprocessing.errors import InputError
 from preprocessing.flatten import flat_geometry, flatten
 from preprocessing.geometry import read_geometry, write_geometry
-from preprocessing.normalise import display, normalise
+from preprocessing.intensity import to_display, to_power
+from preprocessing.normalise import normalise
 from preprocessing.resample import area_weights, resample
 
 
@@ -42,7 +43,9 @@ def test_invalid_pixels_do_not_count(volume, rng):
 
 
 def test_linear_values_get_the_display_transform():
-    np.testing.assert_allclose(display(np.array([0.0, 1e-3, 1.0])), [0, 0.194, 1], atol=0.005)
+    np.testing.assert_allclose(to_display(np.array([0.0, 1e-3, 1.0])), [0, 0.194, 1], atol=0.005)
+    gray = np.linspace(0.02, 0.98, 9)
+    np.testing.assert_allclose(to_display(to_power(gray)), gray, atol=1e-5)
 
 
 def test_area_average_keeps_the_mean_and_shrinks_the_noise_of_every_column(rng):
