@@ -36,7 +36,15 @@ METHODS = {
     "gan_r_D_hat": ("gan_r", "D_hat"),
 }
 PATCH = ["volume", "bscan", "z", "x"]
-DESCRIPTION = ["patient", "eye", "split", "label", "anomalous_fraction", "label_source"]
+DESCRIPTION = [
+    "patient",
+    "eye",
+    "split",
+    "eye_label",
+    "label",
+    "anomalous_fraction",
+    "label_source",
+]
 HEALTHY_EYE = "healthy"  # source of the labels of a healthy eye without annotation
 TOP_SHARE = 0.1  # of a volume's patches make its score
 FEW_PATIENTS = 10
@@ -97,17 +105,18 @@ def patch_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def volume_table(patches: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     """Return one row per volume: a score is the mean of the highest tenth of its patch scores.
 
-    All patches count, also those without a label; the label is 1 with any anomalous patch, else 0
-    with any normal one, else -1.
+    All patches count, also those without a label. The label is that of the eye in the sample sheet;
+    where it is unknown, 1 with any anomalous patch, else 0 with any normal one, else -1.
     """
     group = patches.groupby("volume")
     table = group.agg(
         patient=("patient", "first"),
         eye=("eye", "first"),
         split=("split", "first"),
-        label=("label", "max"),
+        label=("eye_label", "first"),
         n_patches=("label", "size"),
     )
+    table["label"] = table["label"].where(table["label"] >= 0, group["label"].max())
     source = patches[patches["label"] >= 0].groupby("volume")["label_source"].min()
     table["label_source"] = source.reindex(table.index).fillna("none")
     for name in methods:

@@ -181,6 +181,8 @@ def panel_figure(columns: list[PanelColumn]) -> Figure:
     for title, start, count in _runs([column.title for column in columns]):
         middle = (start + count / 2) * pitch_x
         axis.text(middle, -0.08 * height, title, ha="center", va="bottom", fontsize=10)
+        if start:
+            axis.axvline(start * pitch_x - PANEL_GAP_PX / 2, color=BLACK, linewidth=1.5)
     heights = [(row + 0.5) * pitch_z for row in range(4)] + [top + 0.08 * height for top in bars]
     axis.set_yticks(heights, PANEL_ROWS)
     axis.set(xticks=[], xlim=(0, extent_x), ylim=(extent_z, -0.1 * height), aspect="equal")

@@ -26,15 +26,16 @@ def patch_keys(index: pd.DataFrame) -> list[str]:
 
 
 def choose_residuals(index: pd.DataFrame, keys: list[str], count: int) -> np.ndarray:
-    """Return the rows of at most `count` patches to keep pictures of, in equal parts by label.
+    """Return the rows of at most `count` patches to keep pictures of: anomalous, normal, in turn.
 
-    Within a label the choice is random but fixed by the patch's key.
+    Unlabelled ones come last. Within a label the choice is random but fixed by the patch's key.
     """
     order = np.argsort([hashlib.sha256(key.encode()).digest() for key in keys], kind="stable")
-    labels = index["label"].to_numpy()[order]
-    present = np.unique(labels)
-    rows = [order[labels == label][: -(-count // len(present))] for label in present]
-    return np.sort(np.concatenate(rows)[:count]) if count else np.empty(0, int)
+    label = index["label"].to_numpy()[order]
+    turn = pd.Series(label).groupby(label).cumcount()
+    turn[label < 0] += len(order)
+    chosen = np.lexsort([-label, turn])[:count]
+    return np.sort(order[chosen])
 
 
 def map_file(

@@ -63,7 +63,11 @@ def command(args: argparse.Namespace) -> str:
     metrics = metrics.set_index(["method", "level", "subset", "metric"]).sort_index()
     evaluation = json.loads(_text(Path(args.metrics).with_name("evaluation.json")))
     volumes = pd.read_csv(
-        Path(args.metrics).with_name("volumes.tsv"), sep="\t", dtype={"volume": str, "patient": str}
+        Path(args.metrics).with_name("volumes.tsv"),
+        sep="\t",
+        dtype={"volume": str, "patient": str},
+        na_values="nan",
+        keep_default_na=False,  # a volume may be called NA
     )
     thresholds = {
         name: point["threshold"] for name, point in evaluation["operating_points"]["patch"].items()

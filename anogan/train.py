@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -157,11 +159,25 @@ def read_healthy(path: str) -> tuple[np.ndarray, dict]:
             "n_patches": len(index),
             "n_volumes": int(index["volume"].nunique()),
             "n_patients": int(index["patient"].nunique()),
-            "preprocessing": {
-                volume: group.attrs["parameters"] for volume, group in file["geometry"].items()
-            },
+            "preprocessing": _common_preprocessing(path, file),
         }
         return file["patches"][:], facts
+
+
+def _common_preprocessing(path: str, file: h5py.File) -> dict:
+    """Return the settings of the stages before, which must be the same for every volume."""
+    settings = None
+    for group in file.get("geometry", {}).values():
+        found = json.loads(group.attrs["parameters"])
+        for of_this_volume in ("black", "white"):
+            found.get("normalise", {}).pop(of_this_volume, None)
+        found.get("resample", {}).pop("upsampled", None)
+        if settings not in (None, found):
+            raise InputError(
+                f"{path}: its volumes were preprocessed in different ways; cut the patches again"
+            )
+        settings = found
+    return settings or {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,7 +220,11 @@ def command(args: argparse.Namespace) -> str:
         "training": {**dataclasses.asdict(settings), "steps": history[-1]["step"]},
         "data": data_facts,
         "seed": args.seed,
-        "versions": {"oct-anogan": __version__, "torch": torch.__version__},
+        "versions": {
+            "oct-anogan": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
     save_model(folder, architecture, generator, discriminator, facts)
     last = history[-1]

@@ -10,6 +10,7 @@ COMMANDS = {
     "normalise": "Scale gray values to [-1, 1] by robust percentiles of the retina.",
     "resample": "Resample x to one lateral spacing for every eye.",
     "segment": "Find ILM, RPE and Bruch's membrane.",
+    "qc": "Judge and draw the layers of a volume, for a person to look at.",
     "flatten": "Flatten the retina to Bruch's membrane.",
     "patches": "Cut random patches from flattened volumes into one HDF5 file.",
 }

@@ -35,7 +35,7 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
     args = parser.parse_args(argv[1:])
     try:
         print(stage.command(args))
-    except (InputError, OSError, MemoryError) as error:
+    except Exception as error:
         if args.debug:
             raise
         print(f"error: {package} {name}: {_one_line(error)}", file=sys.stderr)
@@ -43,7 +43,10 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
     return 0
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, InputError | OSError):
+        return text
     if isinstance(error, MemoryError):
-        return f"out of memory ({error}); give the job more memory or make the batch smaller"
-    return " ".join(str(error).split()) or type(error).__name__
+        return f"out of memory ({text}); give the job more memory or make the batch smaller"
+    return f"unexpected {type(error).__name__}: {text}; run the command again with --debug"

@@ -41,16 +41,20 @@ def mirror(volume: Volume) -> Volume:
     )
 
 
-def read_annotation(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Read a 0/1 or 0/255 lesion mask (NIfTI, same axes as the volume) as float32 (b, z, x).
+def read_annotation(path: str | Path, volume: Volume) -> np.ndarray:
+    """Read a 0/1 or 0/255 lesion mask of `volume` (not yet mirrored) as float32 (b, z, x).
 
-    Raises InputError when it does not fit the volume or is no mask.
+    The mask is a NIfTI file with axes (x, z, B-scan), in the order of the vendor's file. Raises
+    InputError when it does not fit the volume or is no mask.
     """
     mask = read_nifti(path)
-    if mask.shape != shape:
+    if mask.shape != volume.data.shape:
         raise InputError(
-            f"{path}: annotation of shape {mask.shape} (b, z, x) for a volume of shape {shape}"
+            f"{path}: annotation of shape {mask.shape} (b, z, x) for a volume of shape "
+            f"{volume.data.shape}; draw it on the volume as exported"
         )
+    if volume.bscans_reversed:
+        mask = mask[::-1]
     values = set(np.unique(mask).tolist())
     if not (values <= {0, 1} or values <= {0, FULL_PERCENT}):
         raise InputError(f"{path}: an annotation must be a mask of 0 and 1 (or 255)")
@@ -93,7 +97,7 @@ def command(args: argparse.Namespace) -> str:
     """Read, check and write one volume."""
     volume = read_vendor_volume(args.input)
     if args.annotation:
-        volume = volume.replace(annotation=read_annotation(args.annotation, volume.data.shape))
+        volume = volume.replace(annotation=read_annotation(args.annotation, volume))
     try:
         volume = volume.replace(eye=_settle_eye(volume.eye, args.eye))
         volume = volume.replace(volume=args.volume, patient=args.patient)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,16 +12,9 @@ from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import NOT_EXAMINED, Volume, read_volume
 
+EYE_LABELS = {"healthy": 0, "diseased": 1, "unknown": -1}
+BLOCK = 1024  # patches in memory at a time
 ID_BYTES = 64  # what the index of a patch file holds
-
-
-@dataclass
-class Patches:
-    """Patches of one volume: gray values, masks and index rows, each (n, ...)."""
-
-    gray: np.ndarray
-    masks: np.ndarray
-    index: np.ndarray
 
 
 def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarray:
@@ -53,25 +45,20 @@ def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarra
     return np.argwhere((bad == 0) & in_retina)
 
 
-def draw_patches(
+def draw_corners(
     volume: Volume, geometry: Geometry, count: int, size: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw at most `count` different random patches; return (corners, gray values, mask fractions).
-
-    Corners are (n, 3) sorted as (b, z, x); gray values and fractions (n, size, size) float32, the
-    fraction NaN where nobody examined the scan.
-    """
+) -> np.ndarray:
+    """Draw at most `count` different patches: (n, 3) corners, sorted as (b, z, x)."""
     corners = possible_corners(volume, geometry, size)
     rng = np.random.default_rng(derive_seed(seed, "patches", volume.volume))
     chosen = rng.choice(len(corners), min(count, len(corners)), replace=False)
-    corners = corners[np.sort(chosen)]
-    b, z, x = corners[:, 0], corners[:, 1], corners[:, 2]
-    window = (size, size)
-    gray = np.lib.stride_tricks.sliding_window_view(volume.data, window, axis=(1, 2))[b, z, x]
-    if volume.annotation is None:
-        return corners, gray, np.full(gray.shape, np.nan, np.float32)
-    marked = np.lib.stride_tricks.sliding_window_view(volume.annotation, window, axis=(1, 2))
-    return corners, gray, marked[b, z, x]
+    return corners[np.sort(chosen)]
+
+
+def cut(array: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
+    """Return the windows (n, size, size) of `array` (b, z, x) at `corners` (n, 3)."""
+    windows = np.lib.stride_tricks.sliding_window_view(array, (size, size), axis=(1, 2))
+    return windows[tuple(corners.T)]
 
 
 def label_patches(
@@ -86,7 +73,7 @@ def label_patches(
     """
     fraction = (marked >= 0.5).mean(axis=(1, 2), dtype=np.float32)
     examined = ~np.isnan(marked).any(axis=(1, 2))
-    by_eye = {"healthy": 0, "diseased": 1, "unknown": -1}[volume_label]
+    by_eye = EYE_LABELS[volume_label]
     by_grader = np.where(fraction == 0, 0, np.where(fraction >= min_fraction, 1, -1))
     label = np.where(examined, by_grader, by_eye).astype(np.int8)
     eye_source = {"healthy": "healthy", "diseased": "eye", "unknown": "none"}[volume_label]
@@ -94,28 +81,32 @@ def label_patches(
     return label, source, np.where(examined, fraction, np.float32(np.nan))
 
 
-def cut(
-    volume: Volume,
-    geometry: Geometry,
-    split: str,
-    volume_label: str,
-    count: int,
-    args: argparse.Namespace,
-) -> Patches:
-    """Draw and label the patches of one volume."""
-    corners, gray, marked = draw_patches(volume, geometry, count, args.size, args.seed)
-    label, source, fraction = label_patches(marked, volume_label, args.anomalous_fraction)
-    index = np.zeros(len(corners), INDEX_DTYPE)
-    for name, text in (("volume", volume.volume), ("patient", volume.patient)):
-        index[name] = text.encode()
-    index["eye"] = volume.eye.encode()
-    index["split"] = split.encode()
-    index["bscan"], index["z"], index["x"] = corners.T
-    index["label"] = label
-    index["label_source"] = np.char.encode(source)
-    index["anomalous_fraction"] = fraction
-    masks = np.where(np.isnan(marked), NOT_EXAMINED, marked >= 0.5).astype(np.uint8)
-    return Patches(gray.astype(np.float16), masks, index)
+def append_patches(
+    writer: PatchWriter, volume: Volume, corners: np.ndarray, split: str, eye: str, fraction: float
+) -> None:
+    """Write the patches of `volume` at `corners`, a block in memory at a time.
+
+    `eye` is the label of the whole eye, `fraction` the least marked share of an anomalous patch.
+    """
+    for start in range(0, len(corners), BLOCK):
+        block = corners[start : start + BLOCK]
+        if volume.annotation is None:
+            marked = np.broadcast_to(np.float32(np.nan), (len(block), writer.size, writer.size))
+        else:
+            marked = cut(volume.annotation, block, writer.size)
+        index = np.zeros(len(block), INDEX_DTYPE)
+        texts = {"volume": volume.volume, "patient": volume.patient, "eye": volume.eye}
+        for name, text in {**texts, "split": split}.items():
+            index[name] = text.encode()
+        index["bscan"], index["z"], index["x"] = block.T
+        index["eye_label"] = EYE_LABELS[eye]
+        label, source, share = label_patches(marked, eye, fraction)
+        index["label"], index["label_source"] = label, np.char.encode(source)
+        index["anomalous_fraction"] = share
+        masks = (marked >= 0.5).astype(np.uint8)
+        masks[np.isnan(marked)] = NOT_EXAMINED
+        gray = cut(volume.data, block, writer.size).astype(np.float16)
+        writer.append(gray, masks, index)
 
 
 def shares(total: int | None, per_volume: int | None, n_volumes: int) -> list[int]:
@@ -136,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         nargs="+",
         required=True,
-        choices=["healthy", "diseased", "unknown"],
+        choices=list(EYE_LABELS),
         metavar="LABEL",
         help="healthy, diseased or unknown, in the order of the inputs",
     )
@@ -168,8 +159,10 @@ def command(args: argparse.Namespace) -> str:
                     f"{path}: volume and patient ids may have {ID_BYTES} bytes at most"
                 )
             geometry = read_geometry(geometry_path(path))
-            patches = cut(volume, geometry, args.split, volume_label, count, args)
-            writer.append(patches.gray, patches.masks, patches.index)
+            corners = draw_corners(volume, geometry, count, args.size, args.seed)
+            append_patches(
+                writer, volume, corners, args.split, volume_label, args.anomalous_fraction
+            )
             writer.add_geometry(volume.volume, geometry, _facts(volume))
         n = len(writer)
         if n == 0:

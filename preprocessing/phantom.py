@@ -282,7 +282,12 @@ def _cut_borders(gray: np.ndarray, layers: dict[str, np.ndarray], rng: np.random
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--volume", required=True, help="id, which with the seed decides the eye")
-    parser.add_argument("--label", required=True, choices=["healthy", "diseased"])
+    parser.add_argument(
+        "--label",
+        required=True,
+        choices=["healthy", "diseased", "unknown"],
+        help="an eye of unknown label is made diseased",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all phantoms together")
     parser.add_argument("--bscans", type=int, default=SHAPE[0], help="number of B-scans")
     parser.add_argument("--depth", type=int, default=SHAPE[1], help="rows of a B-scan")
@@ -293,7 +298,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Make one phantom and write it as a user's file would be."""
     shape = (args.bscans, args.depth, args.width)
-    diseased = args.label == "diseased"
+    diseased = args.label != "healthy"
     phantom, layers = make_phantom(args.volume, args.seed, diseased, shape)
     facts = {"laterality": phantom.eye, "device": phantom.device, "intensity": phantom.intensity}
     sidecar = companion(args.output, "json")

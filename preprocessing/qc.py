@@ -1,12 +1,13 @@
-"""Tells which B-scans a person should look at: a table and a picture of the layers found."""
+"""Stage `qc`: tells which B-scans a person should look at, in a table and a picture."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.files import atomic_path, write_text
-from preprocessing.layers import THICKNESS_UM, Layers
-from preprocessing.volume import Volume
+from preprocessing.layers import THICKNESS_UM, Layers, read_layers
+from preprocessing.volume import Volume, read_volume
 
 COLUMNS = ("volume", "bscan", "thickness_um", "confidence", "valid_fraction", "flag", "reason")
 LOW_CONFIDENCE = 0.6
@@ -30,13 +31,18 @@ def assess(volume: Volume, layers: Layers) -> list[dict]:
             "confidence": layers.confidence[b].mean(),
             "valid_fraction": volume.valid[b].mean(),
         }
-        flag, reason = _judge(found, **facts)
+        upsampled = volume.parameters.get("resample", {}).get("upsampled", False)
+        flag, reason = _judge(found, upsampled, **facts)
         rows.append({"volume": volume.volume, "bscan": b, **facts, "flag": flag, "reason": reason})
     return rows
 
 
 def _judge(
-    found_um: np.ndarray, thickness_um: float, confidence: float, valid_fraction: float
+    found_um: np.ndarray,
+    upsampled: bool,
+    thickness_um: float,
+    confidence: float,
+    valid_fraction: float,
 ) -> tuple[str, str]:
     thinnest, thickest = THICKNESS_UM
     if not found_um.size:
@@ -44,6 +50,8 @@ def _judge(
     if not thinnest <= thickness_um <= thickest:
         return "fail", f"mean thickness outside {thinnest}-{thickest} um"
     reasons = []
+    if upsampled:
+        reasons.append("interpolated: the scan is coarser along x than asked for")
     outside = ((found_um < thinnest) | (found_um > thickest)).mean()
     if outside > MANY_OUTSIDE:
         reasons.append(
@@ -122,3 +130,21 @@ def _depth_shown(volume: Volume, layers: Layers) -> tuple[int, int]:
         max(int(np.nanmin(layers.ilm)) - above, 0),
         min(int(np.nanmax(layers.bm)) + below, n_z),
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="the volume that was segmented, .nii.gz")
+    parser.add_argument("--layers", required=True, help="its layers, .npz")
+    parser.add_argument("--table", required=True, help="quality by B-scan, .tsv")
+    parser.add_argument("--picture", required=True, help="B-scans with their layers, .png")
+
+
+def command(args: argparse.Namespace) -> str:
+    """Judge and draw the layers of one volume."""
+    volume, layers = read_volume(args.input), read_layers(args.layers)
+    rows = assess(volume, layers)
+    write_picture(volume, layers, rows, args.picture)
+    write_table(rows, args.table)
+    flags = [row["flag"] for row in rows]
+    return f"{volume.volume}: {flags.count('check')} B-scans to check, {flags.count('fail')} failed"

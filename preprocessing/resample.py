@@ -14,8 +14,7 @@ from preprocessing.volume import Volume, read_volume, write_volume
 def area_weights(n_in: int, n_out: int) -> np.ndarray:
     """Return (n_in, n_out) float32: the share of output column j that input column i covers.
 
-    Every output column's weights sum to 1. With n_out > n_in the result is an interpolation that
-    repeats columns in proportion; there is no finer information to recover.
+    Every output column's weights sum to 1.
     """
     edges_in = np.arange(n_in + 1) / n_in
     edges_out = np.arange(n_out + 1) / n_out
@@ -24,17 +23,26 @@ def area_weights(n_in: int, n_out: int) -> np.ndarray:
     return (np.maximum(end - start, 0) * n_out).astype(np.float32)
 
 
+def linear_weights(n_in: int, n_out: int) -> np.ndarray:
+    """Return (n_in, n_out) float32 that interpolate linearly between column centres."""
+    centres = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+    distance = np.abs(centres.clip(0, n_in - 1)[None, :] - np.arange(n_in)[:, None])
+    return np.maximum(1 - distance, 0).astype(np.float32)
+
+
 def resample(volume: Volume, x_um: float) -> Volume:
     """Return `volume` with round(width / x_um) columns.
 
     Each new pixel is the mean of the valid area under it; it is valid when at least half of that
-    area is. An annotation becomes the marked fraction of the examined area. New column c lies at
+    area is. An annotation becomes the marked fraction of the examined area. A scan that is coarser
+    than `x_um` is interpolated, and `parameters` say so. New column c lies at
     x = (c + 0.5) f - 0.5 of the input, f = n_in / n_out.
     """
     n_in = volume.data.shape[2]
     step_b, step_z, step_x = volume.spacing_mm
     n_out = max(1, round(n_in * step_x * 1000 / x_um))
-    weights = area_weights(n_in, n_out)
+    upsampled = n_out > n_in
+    weights = (linear_weights if upsampled else area_weights)(n_in, n_out)
 
     data, covered = _average(volume.data, volume.valid, weights)
     annotation = volume.annotation
@@ -47,7 +55,7 @@ def resample(volume: Volume, x_um: float) -> Volume:
         valid=valid,
         annotation=annotation,
         spacing_mm=(step_b, step_z, step_x * n_in / n_out),
-        parameters={**volume.parameters, "resample": {"x_um": x_um, "upsampled": n_out > n_in}},
+        parameters={**volume.parameters, "resample": {"x_um": x_um, "upsampled": upsampled}},
     )
 
 
@@ -71,7 +79,7 @@ def command(args: argparse.Namespace) -> str:
     after = resample(before, args.x_um)
     write_volume(after, args.output)
     coarse = (
-        " (input is coarser: columns repeated)"
+        " (interpolated: the input is coarser)"
         if after.data.shape[2] > before.data.shape[2]
         else ""
     )

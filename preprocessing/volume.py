@@ -37,6 +37,7 @@ class Volume:
         ([-1, 1]).
     annotation : fraction of each pixel that a grader marked, NaN where nobody looked; None when
         there is no annotation at all.
+    bscans_reversed : True when the reader turned the order of the B-scans of the file.
     bscan_lines_mm : (b, 4) start x, start y, end x, end y of each B-scan on the fundus, or None.
     device : maker and model, or "".
     source_format : name of the reader.
@@ -52,6 +53,7 @@ class Volume:
     mirrored: bool = False
     intensity: str = "display"
     annotation: np.ndarray | None = None
+    bscans_reversed: bool = False
     bscan_lines_mm: np.ndarray | None = None
     device: str = ""
     source_format: str = ""
@@ -97,9 +99,9 @@ def companion(path: str | Path, kind: str) -> Path:
     """
     path = Path(path)
     for suffix in (".nii.gz", ".nii"):
-        if path.name.endswith(suffix):
-            end = ".json" if kind == "json" else f".{kind}{suffix}"
-            return path.with_name(path.name.removesuffix(suffix) + end)
+        if path.name.lower().endswith(suffix):
+            stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
+            return path.with_name(stem + (".json" if kind == "json" else f".{kind}{suffix}"))
     raise InputError(f"{path}: a volume file must end in .nii.gz or .nii")
 
 
@@ -174,6 +176,8 @@ def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
         raise InputError(
             f"{path}: not a readable NIfTI file ({error}); it may be cut off: copy or make it again"
         ) from error
+    if stored.dtype.fields:
+        raise InputError(f"{path}: a colour image; a volume needs one gray value per voxel")
     if stored.ndim == 2:
         stored = stored[:, :, np.newaxis]
     if stored.ndim != 3:

@@ -1,15 +1,41 @@
 """What several tests need: small volumes, real data where there are any."""
 
+import gzip
 import os
+import zipfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads would only wait
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from preprocessing.layers import Layers
 from preprocessing.volume import Volume
+
+
+def plain_bytes(path: Path) -> bytes:
+    """Return all that a file says, with every compression undone, to search it for names."""
+    if path.name.endswith(".gz"):
+        return gzip.decompress(path.read_bytes())
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            return b"".join(name.encode() + archive.read(name) for name in archive.namelist())
+    if path.suffix == ".h5":
+        parts = []
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: parts.append(_everything(name, item)))
+        return b"".join(parts)
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path).to_csv().encode()
+    return path.read_bytes()
+
+
+def _everything(name: str, item: h5py.Group | h5py.Dataset) -> bytes:
+    values = [item[()].tobytes()] if isinstance(item, h5py.Dataset) else []
+    return b"".join([name.encode(), str(dict(item.attrs)).encode(), *values])
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def make_scores(
                     "z": np.arange(n),
                     "x": rng.integers(0, 190, n),
                     "split": split,
+                    "eye_label": np.int8(sick),
                     "label": (fraction > 0).astype(np.int8),
                     "anomalous_fraction": fraction,
                     "label_source": "annotation",
@@ -213,7 +214,7 @@ def test_excluded_patches_are_counted_and_change_no_metric(tmp_path):
 
 def test_volume_score_is_the_mean_of_the_highest_tenth(tmp_path):
     scores = make_scores(splits=(("validation", 2, 2), ("test", 2, 2), ("score", 1, 0)))
-    scores.loc[scores["split"] == "score", ["label", "label_source"]] = -1, "none"
+    scores.loc[scores["split"] == "score", ["eye_label", "label", "label_source"]] = -1, -1, "none"
     metrics = evaluate(scores, tmp_path)
     volumes = pd.read_csv(tmp_path / "volumes.tsv", sep="\t").set_index("volume")
     rows = scores[(scores["volume"] == "test_03") & (scores["method"] == "anogan")]

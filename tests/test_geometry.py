@@ -69,6 +69,15 @@ def test_resampling_makes_22_um_and_leaves_invalid_area_out(volume):
     assert marked == pytest.approx(fine.annotation.sum() * 0.0117, rel=1e-4)
 
 
+def test_a_coarse_scan_is_interpolated_and_flagged(volume):
+    ramp = np.broadcast_to(np.linspace(-1, 1, 100, dtype=np.float32), volume.data.shape)
+    fine = resample(volume.replace(data=ramp, spacing_mm=(0.12, 0.004, 0.044)), 22)
+    assert fine.data.shape[2] == 200
+    np.testing.assert_allclose(np.diff(fine.data[0, 0])[2:-2], 1 / 99, rtol=1e-3)
+    assert fine.parameters["resample"]["upsampled"]
+    assert not resample(volume, 22).parameters["resample"]["upsampled"]
+
+
 def test_whole_pixel_shifts_copy_gray_values(volume, layers):
     geometry = flat_geometry(layers, volume, "bm", above_um=400, thickness_um=0)
     flat = flatten(volume, geometry, n_rows=120)

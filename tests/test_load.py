@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from conftest import plain_bytes
 from PIL import Image
 
 from preprocessing.errors import InputError
 from preprocessing.load import canonical, mirror, read_annotation
 from preprocessing.readers import read_vendor_volume
 from preprocessing.validity import find_valid
-from preprocessing.volume import read_volume, write_nifti
+from preprocessing.volume import Volume, read_volume, write_nifti
 
 XML_IMAGE = """<Image><ImageNumber>{number}</ImageNumber><Laterality>{eye}</Laterality>
 <ImageType><Type>{kind}</Type></ImageType>
@@ -39,7 +40,7 @@ def heyex(tmp_path, rng):
             tmp_path / name.lower().replace("tif", "TIF"), compression="tiff_lzw"
         )
     xml = (
-        "<HEDX><BODY><Patient><LastName>Doe</LastName><Study><Series><Type>Volume</Type>"
+        "<HEDX><BODY><Patient><LastName>Zyxwvut</LastName><Study><Series><Type>Volume</Type>"
         "<GeneralEquipment><Manufacturer>Heidelberg Engineering</Manufacturer>"
         "<ManufacturerModelName>Spectralis</ManufacturerModelName></GeneralEquipment>"
         f"{''.join(images)}</Series></Study></Patient></BODY></HEDX>"
@@ -71,7 +72,9 @@ def test_heyex_scanned_from_the_top_is_turned(heyex):
     for old, new in (("4.75", "5.25"), ("4.5", "5.5"), ("4.25", "5.75")):
         text = text.replace(f"<Y>{old}</Y>", f"<Y>{new}</Y>")
     xml.write_text(text)
-    np.testing.assert_array_equal(np.rint(read_vendor_volume(folder).data * 255), pixels[::-1])
+    volume = read_vendor_volume(folder)
+    np.testing.assert_array_equal(np.rint(volume.data * 255), pixels[::-1])
+    assert volume.bscans_reversed
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,11 @@ def test_heyex_scanned_from_the_top_is_turned(heyex):
         (lambda f: (f / "second.xml").write_text("<A/>"), "2 XML files"),
         (lambda f: replace(f, "<Type>Volume", "<Type>Circle"), "type 'Circle'"),
         (lambda f: replace(f, "<Width>100", "<Width>many"), "not a number"),
+        (lambda f: replace(f, "<ImageNumber>3", "<ImageNumber>9"), "missing or doubled"),
+        (lambda f: replace(f, "<ImageNumber>3", "<ImageNumber>2"), "missing or doubled"),
+        (lambda f: replace(f, "2.200</X><Y>", "1.0</X><Y>1"), "run vertically"),
+        (lambda f: replace(f, "<Laterality>R", "<Laterality>X"), "neither R nor L"),
+        (lambda f: replace(f, "</Series>", "</Series><Series></Series>"), "2 series"),
     ],
 )
 def test_damaged_heyex_ends_in_one_clear_error(heyex, damage, message):
@@ -108,8 +116,8 @@ def test_no_name_of_the_patient_reaches_an_output(heyex, tmp_path):
     out = tmp_path / "out" / "volume.nii.gz"
     assert load("--input", folder, "--volume", "v", "--patient", "p", "--output", out) == 0
     for file in out.parent.iterdir():
-        content = file.read_bytes()
-        assert b"Doe" not in content
+        content = plain_bytes(file)
+        assert b"Zyxwvut" not in content
         assert b"Exports of X" not in content
 
 
@@ -124,6 +132,9 @@ def write_nifti_volume(folder, rng, spacing=(0.12, 0.004, 0.012), shape=(3, 80, 
 
 def test_nifti_with_sidecar_is_mirrored_and_back(tmp_path, rng):
     path, gray = write_nifti_volume(tmp_path, rng, sidecar={"laterality": "L", "device": "d"})
+    mask = np.zeros(gray.shape, np.uint8)
+    mask[1, 20:30, 5:9] = 1
+    write_nifti(mask, tmp_path / "mask.nii.gz", np.eye(4))
     out = tmp_path / "out.nii.gz"
     assert (
         load(
@@ -133,6 +144,8 @@ def test_nifti_with_sidecar_is_mirrored_and_back(tmp_path, rng):
             "v",
             "--patient",
             "p",
+            "--annotation",
+            tmp_path / "mask.nii.gz",
             "--mirror-left-eyes",
             "--output",
             out,
@@ -141,6 +154,7 @@ def test_nifti_with_sidecar_is_mirrored_and_back(tmp_path, rng):
     )
     volume = read_volume(out)
     assert volume.mirrored
+    np.testing.assert_array_equal(volume.annotation, mask[:, :, ::-1])
     np.testing.assert_array_equal(np.rint(volume.data * 255), gray[:, :, ::-1])
     np.testing.assert_array_equal(np.rint(mirror(volume).data * 255), gray)
 
@@ -165,6 +179,8 @@ def test_a_single_bscan_is_a_volume(tmp_path, rng):
         ("annotation", "annotation of shape"),
         ("values", "must be a mask"),
         ("sidecar", "unknown key 'name'"),
+        ("laterality", "'laterality' is 'OS'; it must be R or L"),
+        ("colour", "a colour image"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_no_output(tmp_path, rng, capsys, case, message):
@@ -191,6 +207,11 @@ def test_bad_input_ends_in_one_line_and_no_output(tmp_path, rng, capsys, case, m
         extra = ["--annotation", tmp_path / "a.nii.gz"]
     elif case == "sidecar":
         (tmp_path / "v.json").write_text('{"name": "Doe"}')
+    elif case == "laterality":
+        (tmp_path / "v.json").write_text('{"laterality": "OS"}')
+    elif case == "colour":
+        rgb = np.zeros((3, 80, 60), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+        write_nifti(rgb, path, np.diag([0.012, 0.004, 0.1, 1]))
     out = tmp_path / "out"
     code = load(
         "--input",
@@ -241,9 +262,15 @@ def test_annotations_are_masks(tmp_path, full):
     mask = np.zeros((2, 5, 4), np.uint8)
     mask[1, 2, 3] = full
     write_nifti(mask, tmp_path / "a.nii.gz", np.eye(4))
-    read = read_annotation(tmp_path / "a.nii.gz", (2, 5, 4))
+    gray = np.zeros((2, 5, 4), np.float32)
+    volume = Volume(gray, (0.1, 0.004, 0.01), gray == 0)
+    read = read_annotation(tmp_path / "a.nii.gz", volume)
     assert read[1, 2, 3] == 1
     assert read.sum() == 1
+    # a mask is drawn in the order of the export, which the reader may have turned
+    assert (
+        read_annotation(tmp_path / "a.nii.gz", volume.replace(bscans_reversed=True))[0, 2, 3] == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -165,11 +165,14 @@ def test_kept_residuals_belong_to_their_patches(networks, patch_file):
     np.testing.assert_allclose(residual, expected, rtol=1e-4)
 
 
-def test_the_choice_of_residuals_is_balanced():
-    index = pd.DataFrame({"label": [0] * 90 + [1] * 10})
-    rows = choose_residuals(index, [str(i) for i in range(100)], 12)
-    assert index["label"].iloc[rows].value_counts().to_dict() == {0: 6, 1: 6}
-    assert len(choose_residuals(index, [str(i) for i in range(100)], 0)) == 0
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(0, {}), (1, {1: 1}), (12, {0: 6, 1: 6}), (30, {0: 20, 1: 10}), (100, {0: 80, 1: 10, -1: 10})],
+)
+def test_the_choice_of_residuals_is_balanced(count, chosen):
+    index = pd.DataFrame({"label": [-1] * 10 + [0] * 80 + [1] * 10})
+    rows = choose_residuals(index, [str(i) for i in range(100)], count)
+    assert index["label"].iloc[rows].value_counts().to_dict() == chosen
 
 
 def test_starts_fill_the_support_of_the_prior():

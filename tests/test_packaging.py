@@ -1,5 +1,6 @@
 """What a new user installs, and that every place says the same."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from preprocessing.cli import run_command
 
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
@@ -42,14 +45,17 @@ def test_the_constraints_fulfil_the_requirements():
 
 
 @pytest.mark.parametrize("package", ["preprocessing", "anogan"])
-def test_every_command_explains_itself(package):
+def test_every_command_explains_itself(package, capsys):
     main = subprocess.run(
         [sys.executable, "-m", package, "--help"], capture_output=True, text=True, cwd=ROOT
     )
-    commands = re.findall(r"^  (\w+) {2,}\w", main.stdout.split("explains it")[-1], re.MULTILINE)
+    commands = importlib.import_module(f"{package}.__main__").COMMANDS
     assert main.returncode == 0
-    for command in commands:
-        assert (ROOT / package / f"{command}.py").exists()
+    for command, text in commands.items():
+        assert text in main.stdout
+        with pytest.raises(SystemExit, match="0"):
+            run_command(package, commands, [command, "--help"])
+        assert "--debug" in capsys.readouterr().out
 
 
 def test_a_wrong_command_is_a_wrong_use():
@@ -60,11 +66,8 @@ def test_a_wrong_command_is_a_wrong_use():
     assert "trian" in result.stderr
 
 
-def test_every_rule_of_a_profile_exists():
-    rules = set()
-    for file in (ROOT / "workflow").rglob("*.smk"):
-        rules |= set(re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE))
-    for profile in (ROOT / "workflow/profiles").glob("*/config.yaml"):
-        options = yaml.safe_load(profile.read_text())
-        for key in ("set-resources", "set-threads"):
-            assert set(options.get(key, {})) <= rules, profile
+def test_every_link_of_the_documentation_leads_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.md")]:
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        for link in links:
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -6,7 +6,7 @@ from preprocessing.errors import InputError
 from preprocessing.flatten import flat_geometry, flatten
 from preprocessing.geometry import geometry_path, write_geometry
 from preprocessing.patch_file import open_patches, read_index
-from preprocessing.patches import draw_patches, label_patches, possible_corners, shares
+from preprocessing.patches import draw_corners, label_patches, possible_corners, shares
 from preprocessing.volume import write_volume
 
 
@@ -97,12 +97,31 @@ def test_patches_of_a_volume_do_not_depend_on_the_others(flat_files, tmp_path):
     np.testing.assert_array_equal(alone, of_v2("c.h5", *flat_files[::-1]))
 
 
+def test_memory_does_not_grow_with_the_number_of_patches(flat_files, tmp_path, monkeypatch):
+    import tracemalloc
+
+    from preprocessing import patches
+
+    monkeypatch.setattr(patches, "BLOCK", 100)
+
+    def peak(count):
+        tracemalloc.start()
+        cut("--inputs", flat_files[0], "--labels", "diseased", "--split", "test", "--per-volume",
+            count, "--size", 32, "--output", tmp_path / f"{count}.h5")  # fmt: skip
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(4000) < peak(1000) + 2e6  # 3000 patches of 32 x 32 float32 would be 12 MB
+
+
 def test_no_patch_twice_and_no_more_than_there_are(flat):
     volume, geometry = flat
     everywhere = possible_corners(volume, geometry, 32)
-    corners, gray, _ = draw_patches(volume, geometry, 10**6, 32, seed=1)
+    corners = draw_corners(volume, geometry, 10**6, 32, seed=1)
     np.testing.assert_array_equal(corners, everywhere)
-    assert len(np.unique(corners, axis=0)) == len(gray) == len(corners)
+    assert len(np.unique(corners, axis=0)) == len(corners)
+    assert len(draw_corners(volume, geometry, 7, 32, seed=1)) == 7
 
 
 def test_invalid_pixels_are_never_in_a_patch(flat):

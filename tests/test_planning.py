@@ -67,6 +67,16 @@ def test_optional_columns_may_be_absent(sheet):
             "row 5, column 'volume': 'A' already stands in row 2",
         ),
         (
+            changed(2, "path", "a.nii.gz"),
+            COLUMNS,
+            "row 4, column 'path': row 2 already names a.nii.gz",
+        ),
+        (
+            changed(2, "patient", "P1"),
+            COLUMNS,
+            "rows 2 and 4, column 'split': patient 'p1' is in train and in test",
+        ),
+        (
             changed(2, "patient", "p1"),
             COLUMNS,
             "rows 2 and 4, column 'split': patient 'p1' is in train and in test",
@@ -109,7 +119,7 @@ def test_a_missing_or_binary_sheet(tmp_path):
 
 def test_chunks_are_stable_and_complete(sheet):
     read = sheet(
-        [*GOOD, *([f"t{i}", f"q{i}", "", "c.nii.gz", "test", "healthy", ""] for i in range(40))]
+        [*GOOD, *([f"t{i}", f"q{i}", "", f"t{i}.nii.gz", "test", "healthy", ""] for i in range(40))]
     )
     chunks = [read.volumes("test", k, 4) for k in range(4)]
     assert sorted(v for chunk in chunks for v in chunk) == sorted(read.volumes("test"))
@@ -135,6 +145,7 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"map": 3}, "map: 3 is not of type 'object'"),
         ({"flatten": {"mode": "rpe"}}, "flatten: mode: 'rpe' is not one of"),
         ({"patches": {"size": 32}}, "model: channels has 4 numbers"),
+        ({"normalise": {"percentiles": [99, 1]}}, "the first must be the smaller"),
         ({"map": {"feature_layer": 5}}, "map: feature_layer"),
         ({"map": {"candidates": 2, "restarts": 3}}, "3 restarts need at least as many candidates"),
     ],
@@ -151,6 +162,16 @@ def test_presets_are_valid(preset):
     resolve_config(
         {k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in over.items()}
     )
+
+
+@pytest.mark.parametrize("preset", sorted(p.name for p in (ROOT / "config/presets").glob("*.yaml")))
+def test_a_preset_leaves_nothing_of_the_demonstration(preset):
+    """The demonstration lies under every config, so a preset must set each stage key it changes."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    over = yaml.safe_load((ROOT / "config/presets" / preset).read_text())
+    for section, values in config.items():
+        if isinstance(values, dict):
+            assert set(values) <= set(over.get(section, {})), section
 
 
 def test_the_paper_preset_is_what_was_published():

@@ -119,7 +119,7 @@ def made(tmp_path_factory) -> tuple[list[str], Path, str]:
     splits = (("validation", 2, 2), ("test", 6, 6), ("score", 2, 2))
     scores = make_scores(splits=splits)
     unlabelled = scores["split"] == "score"
-    scores.loc[unlabelled, ["label", "label_source"]] = -1, "none"
+    scores.loc[unlabelled, ["eye_label", "label", "label_source"]] = -1, -1, "none"
     scores.loc[scores["volume"] == "score_03", "volume"] = HOSTILE
     arguments = make_inputs(folder, scores)
     return arguments, folder, report(arguments, folder / "report" / "index.html")

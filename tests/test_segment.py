@@ -5,9 +5,9 @@ import argparse
 import numpy as np
 import pytest
 
+from preprocessing import qc, segment
 from preprocessing.errors import InputError
 from preprocessing.layers import find_layers, read_layers, write_layers
-from preprocessing.segment import command
 from preprocessing.volume import Volume, write_volume
 
 SPACING_MM = (0.12, 0.0039, 0.022)
@@ -125,14 +125,16 @@ def test_a_blank_bscan_is_nan_and_fails(tmp_path, blank):
 
 
 def segmented(folder, volume):
-    """Run the stage on `volume` and return the layers and the rows of the table it wrote."""
+    """Run the stages segment and qc on `volume`; return the layers and the rows of the table."""
     write_volume(volume.replace(intensity="normalised"), folder / "v.nii.gz")
-    out = {"layers": folder / "l.npz", "picture": folder / "l.png", "qc": folder / "qc.tsv"}
-    command(argparse.Namespace(volume=folder / "v.nii.gz", **out))
+    files = {"input": folder / "v.nii.gz", "layers": folder / "l.npz"}
+    segment.command(argparse.Namespace(input=files["input"], output=files["layers"]))
+    out = {"picture": folder / "l.png", "table": folder / "qc.tsv"}
+    qc.command(argparse.Namespace(**files, **out))
     assert out["picture"].read_bytes().startswith(b"\x89PNG")
-    header, *lines = out["qc"].read_text().splitlines()
+    header, *lines = out["table"].read_text().splitlines()
     table = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
-    return read_layers(out["layers"]), table
+    return read_layers(files["layers"]), table
 
 
 def test_the_table_holds_the_mean_thickness(tmp_path):
@@ -141,6 +143,13 @@ def test_the_table_holds_the_mean_thickness(tmp_path):
     assert float(table[0]["thickness_um"]) == pytest.approx(3.9 * (bm - ilm).mean(), abs=5)
     assert float(table[0]["valid_fraction"]) == 1
     assert table[0]["flag"] == "ok"
+
+
+def test_an_interpolated_volume_is_to_be_checked(tmp_path):
+    data, _, _ = retina(1)
+    coarse = {"resample": {"upsampled": True}}
+    _, table = segmented(tmp_path, Volume(data, SPACING_MM, everywhere(data), parameters=coarse))
+    assert "coarser" in table[0]["reason"]
 
 
 def test_a_mostly_invalid_bscan_is_to_be_checked(tmp_path):

@@ -1,3 +1,6 @@
+import json
+
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -78,7 +81,6 @@ def write_patches(path, label=0):
     gray = stripes(64)
     with PatchWriter(path, 32) as writer:
         writer.append(gray, np.full(gray.shape, 255, np.uint8), index)
-        writer._file.create_group("geometry")
 
 
 def run(path, folder, *extra) -> int:
@@ -113,6 +115,21 @@ def test_the_command_writes_a_model(tmp_path):
         "real.png",
         "samples.png",
     ]
+
+
+def test_the_model_remembers_how_its_patches_were_made(tmp_path):
+    def with_parameters(*found):
+        write_patches(tmp_path / "p.h5")
+        with h5py.File(tmp_path / "p.h5", "a") as file:
+            for i, parameters in enumerate(found):
+                file.create_group(f"geometry/v{i}").attrs["parameters"] = json.dumps(parameters)
+        return run(tmp_path / "p.h5", tmp_path / "model")
+
+    black = [{"normalise": {"percentiles": [1, 99], "black": b}} for b in (0.1, 0.2)]
+    assert with_parameters(*black) == 0
+    model = json.loads((tmp_path / "model/model.json").read_text())
+    assert model["data"]["preprocessing"] == {"normalise": {"percentiles": [1, 99]}}
+    assert with_parameters(black[0], {"resample": {"x_um": 30}}) == 1
 
 
 @pytest.mark.parametrize(

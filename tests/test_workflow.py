@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import plain_bytes
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
-STAGES = ["load", "normalise", "resample", "segment", "flatten"]
+STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc"]
 
 # Small enough for a test, with every stage: 32-pixel patches and a toy network.
 TINY = {
@@ -70,6 +71,7 @@ ROWS = [
     phantom("c", "validation"),
     phantom("d", "test"),
     phantom("e", "test", "diseased"),
+    [*phantom("s", "score", "unknown")[:-1], ""],
 ]
 
 
@@ -81,18 +83,14 @@ def project(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "chunks", "expected"),
     [
-        pytest.param(ROWS, 1, {"patches": 3, "map": 2, "load": 5}, id="all splits"),
+        pytest.param(ROWS, 1, {"patches": 4, "map": 3, "load": 6}, id="all splits"),
+        pytest.param(ROWS[:5], 1, {"patches": 3, "map": 2, "load": 5}, id="nothing to score"),
         pytest.param(
-            [*ROWS[:2], *ROWS[3:]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"
+            [*ROWS[:2], *ROWS[3:5]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"
         ),
+        pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="many chunks"),
         pytest.param(
-            [*ROWS, phantom("f", "score", "unknown")], 1, {"patches": 4, "map": 3}, id="score"
-        ),
-        pytest.param(
-            [ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="one volume each, many chunks"
-        ),
-        pytest.param(
-            [*ROWS, phantom("e2", "test", "diseased", patient="e")], 1, {"load": 6}, id="two eyes"
+            [*ROWS, phantom("e2", "test", "diseased", patient="e")], 1, {"load": 7}, id="two eyes"
         ),
     ],
 )
@@ -116,11 +114,12 @@ def test_the_default_plans_its_phantoms(project):
 
 
 def test_no_phantom_rule_for_real_files(project):
-    (project.folder / "real.nii.gz").touch()
     rows = [
-        ["r1", "p1", "real.nii.gz", "train", "healthy", ""],
-        ["r2", "p2", "real.nii.gz", "test", "diseased", ""],
+        ["r1", "p1", "r1.nii.gz", "train", "healthy", ""],
+        ["r2", "p2", "r2.nii.gz", "test", "diseased", ""],
     ]
+    for row in rows:
+        (project.folder / row[2]).touch()
     project.write(rows, data_dir=".")
     assert "phantom" not in project.planned()
 
@@ -157,7 +156,8 @@ class TestWholeRun:
     def test_everything_is_there(self, finished):
         results = finished.folder / "results"
         page = (results / "report/index.html").read_text()
-        assert "<svg" in page or "data:image" in page
+        assert page.count("data:image/svg+xml;base64,") == 4  # and the panel as PNG
+        assert re.search(r"AUC of A\(x\)", page)
         metrics = pd.read_csv(results / "report/metrics.tsv", sep="\t")
         assert list(metrics.columns) == [
             "method",
@@ -172,6 +172,8 @@ class TestWholeRun:
         scores = pd.read_parquet(results / "scores/test-0.parquet")
         assert scores.groupby(["method", "volume"]).size().eq(20).all()
         assert scores[["R", "D", "A", "D_hat", "A_hat", "P_D"]].notna().all().all()
+        volumes = pd.read_csv(results / "report/volumes.tsv", sep="\t").set_index("volume")
+        assert volumes["label"].to_dict() == {"c": 0, "d": 0, "e": 1, "s": -1}
         for stage in (*STAGES, "patches", "map"):
             assert list((results / "benchmarks" / stage).iterdir())
             assert list((results / "logs" / stage).iterdir())
@@ -197,6 +199,11 @@ class TestWholeRun:
                 "preprocessing/flatten.py",
                 "flatten",
                 {"flatten", "patches", "train", "map", "evaluate", "report"},
+            ),
+            (
+                "preprocessing/qc.py",
+                "qc",
+                {"qc", "report"},
             ),
             (
                 "preprocessing/readers/nifti.py",
@@ -252,6 +259,22 @@ class TestWholeRun:
         finally:
             path.write_text(original)
 
+    def test_a_file_beside_the_source_counts(self, finished):
+        """A sidecar that changes, as a TIFF of an export would, reruns that volume."""
+        sidecar = finished.folder / "data/phantom/s.json"
+        original = sidecar.read_text()
+        try:
+            sidecar.write_text(original.replace("phantom", "another device"))
+            planned = finished.planned()
+        finally:
+            sidecar.write_text(original)
+        assert planned["load"] == 1
+        assert "train" not in planned
+
+    def test_an_unknown_volume_is_named(self, finished):
+        result = finished.snakemake("--dry-run", "results/volumes/nope/flat.nii.gz")
+        assert result.returncode != 0
+
     def test_one_more_volume_touches_only_its_own(self, finished):
         sheet = finished.folder / "volumes.tsv"
         original = sheet.read_text()
@@ -301,4 +324,5 @@ def test_real_spectralis_volumes(project, real_data):
     assert flat["spacing_mm"][2] == pytest.approx(0.022, abs=2e-4)
     for file in results.rglob("*"):
         if file.is_file():
-            assert not re.search(rb"HRAExport|Patient1|71317|530706", file.read_bytes()), file
+            found = re.search(rb"HRAExport|Birthdate|71317|530706", plain_bytes(file))
+            assert not found, file

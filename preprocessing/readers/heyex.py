@@ -46,7 +46,9 @@ def read(path: Path) -> Volume:
     bscans, device = _parse(xml)
     data = np.stack([_read_tiff(bscan) for bscan in bscans])
     lines = np.array([bscan.line_mm for bscan in bscans])
-    if len(bscans) > 1 and lines[-1, 1] > lines[0, 1]:  # y points down the fundus image
+    _check_raster(xml, bscans, lines)
+    from_the_top = len(bscans) > 1 and lines[-1, 1] > lines[0, 1]  # y points down the fundus
+    if from_the_top:
         data, lines = data[::-1], lines[::-1]
     return Volume(
         data=data.astype(np.float32) / np.float32(255),
@@ -55,6 +57,7 @@ def read(path: Path) -> Volume:
         eye=bscans[0].laterality,
         intensity="display",
         bscan_lines_mm=lines,
+        bscans_reversed=bool(from_the_top),
         device=device,
         source_format=NAME,
     )
@@ -79,9 +82,12 @@ def _parse(xml: Path) -> tuple[list[_BScan], str]:
         root = parse(xml).getroot()
     except (ParseError, DefusedXmlException, ValueError) as error:
         raise InputError(f"{xml}: not a readable XML file ({error}); export it again") from error
-    series = root.find(".//Series")
-    if root.tag != "HEDX" or series is None:
-        raise InputError(f"{xml}: not a HEYEX export (no HEDX/Series in it)")
+    all_series = list(root.iter("Series"))
+    if root.tag != "HEDX" or len(all_series) != 1:
+        raise InputError(
+            f"{xml}: not a HEYEX export of one volume ({len(all_series)} series); export each apart"
+        )
+    series = all_series[0]
     kind = series.findtext("Type", "Volume")
     if kind != "Volume":
         raise InputError(f"{xml}: a scan of type '{kind}'; only volume scans can be used")
@@ -145,6 +151,21 @@ def _read_tiff(bscan: _BScan) -> np.ndarray:
         raise InputError(
             f"{bscan.file}: not a readable image ({error}); export it again"
         ) from error
+
+
+def _check_raster(xml: Path, bscans: list[_BScan], lines: np.ndarray) -> None:
+    """Refuse what would be read in a wrong order: gaps, and lines that do not run along x."""
+    numbers = [bscan.number for bscan in bscans]
+    expected = list(range(numbers[0], numbers[0] + len(numbers)))
+    if numbers != expected:
+        odd = next(n for n, e in zip(numbers, expected, strict=True) if n != e)
+        raise InputError(f"{xml}: B-scans are missing or doubled around number {odd}; export again")
+    along_x = np.abs(lines[:, 2] - lines[:, 0])
+    if (np.abs(lines[:, 3] - lines[:, 1]) > along_x).any():
+        raise InputError(f"{xml}: its B-scans run vertically; only horizontal ones can be used")
+    lateralities = {bscan.laterality for bscan in bscans}
+    if len(lateralities) > 1 or not lateralities <= {"R", "L", ""}:
+        raise InputError(f"{xml}: laterality is neither R nor L throughout; export again")
 
 
 def _spacing(xml: Path, bscans: list[_BScan], lines: np.ndarray) -> tuple[float, float, float]:

@@ -36,7 +36,7 @@ def read(path: Path) -> Volume:
         data=data if intensity == "linear" else _to_unit_range(data),
         spacing_mm=(float(step_b) if len(data) > 1 else 0.0, float(step_z), float(step_x)),
         valid=np.isfinite(data),
-        eye=str(facts.get("laterality", "")),
+        eye=facts.get("laterality", ""),
         intensity=intensity,
         device=str(facts.get("device", "")),
         source_format=NAME,
@@ -56,6 +56,8 @@ def _sidecar(path: Path) -> dict:
         "linear",
     ):
         raise InputError(f"{file}: must be an object whose 'intensity' is display or linear")
+    if facts.get("laterality", "") not in ("R", "L", ""):
+        raise InputError(f"{file}: 'laterality' is {facts['laterality']!r}; it must be R or L")
     unknown = sorted(set(facts) - SIDECAR_KEYS)
     if unknown:
         known = ", ".join(sorted(SIDECAR_KEYS))

@@ -27,6 +27,7 @@ def resolve_config(config: dict) -> dict:
         raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
     _check_architecture(resolved)
     _check_search(resolved["map"])
+    _check_percentiles(*resolved["normalise"]["percentiles"])
     return resolved
 
 
@@ -49,6 +50,13 @@ def _check_search(search: dict) -> None:
         raise PlanningError(
             f"config: map: {search['restarts']} restarts need at least as many candidates, not "
             f"{search['candidates']}; 0 candidates start at random"
+        )
+
+
+def _check_percentiles(low: float, high: float) -> None:
+    if low >= high:
+        raise PlanningError(
+            f"config: normalise: percentiles are [{low}, {high}]; the first must be the smaller one"
         )
 
 

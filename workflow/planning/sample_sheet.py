@@ -37,10 +37,13 @@ class Row:
 class SampleSheet:
     """The rows of a checked sample sheet, in the order of the file."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, path: str, rows: list[Row]) -> None:
+        self.path = path
         self.rows = {row.volume: row for row in rows}
 
     def __getitem__(self, volume: str) -> Row:
+        if volume not in self.rows:
+            raise PlanningError(f"{self.path}: there is no volume '{volume}' in the sample sheet")
         return self.rows[volume]
 
     def volumes(self, split: str, chunk: int = 0, n_chunks: int = 1) -> list[str]:
@@ -67,7 +70,7 @@ def read_sample_sheet(path: str, data_dir: str) -> SampleSheet:
     _check_patients(path, rows)
     _check_splits(path, rows)
     _check_files(path, rows, Path(data_dir))
-    return SampleSheet(rows)
+    return SampleSheet(path, rows)
 
 
 def _parse(path: str) -> list[Row]:
@@ -127,12 +130,12 @@ def _check_volumes(path: str, rows: list[Row]) -> None:
 def _check_patients(path: str, rows: list[Row]) -> None:
     splits: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        splits[row.patient].setdefault(row.split, row)
-    for patient, by_split in splits.items():
+        splits[row.patient.lower()].setdefault(row.split, row)
+    for by_split in splits.values():
         if len(by_split) > 1:
             a, b = list(by_split.values())[:2]
             raise PlanningError(
-                f"{path}, rows {a.line} and {b.line}, column 'split': patient '{patient}' is in "
+                f"{path}, rows {a.line} and {b.line}, column 'split': patient '{a.patient}' is in "
                 f"{a.split} and in {b.split}; all eyes of a patient must be in one split"
             )
 
@@ -154,7 +157,14 @@ def _check_splits(path: str, rows: list[Row]) -> None:
 
 
 def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
+    first: dict[Path, Row] = {}
     for row in rows:
+        other = first.setdefault((data_dir / row.path).resolve(), row)
+        if other is not row:
+            raise PlanningError(
+                f"{path}, row {row.line}, column 'path': row {other.line} already names "
+                f"{row.path}; list each volume once"
+            )
         if row.is_phantom:
             continue
         for column in ("path", "annotation"):

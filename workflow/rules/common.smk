@@ -1,6 +1,8 @@
 # What the rules share: the checked config, the sample sheet and small helpers. No work happens here.
 
 import os
+import re
+import shlex
 import sys
 
 import yaml
@@ -26,7 +28,7 @@ MAPPED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
 
 # Jobs find the Python that runs Snakemake, whether or not its environment is activated.
 if not workflow.deployment_settings.deployment_method:
-    shell.prefix(f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; ")
+    shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
 
 
 wildcard_constraints:
@@ -45,22 +47,48 @@ def volume_files(stage):
     }
 
 
-def source_files(wildcards):
-    """What the stage load reads of a volume: its file or folder, a sidecar, an annotation."""
-    row = SHEET[wildcards.volume]
-    source = os.path.join(DATA, row.path)
-    files = {"source": source}
-    if row.annotation:
-        files["annotation"] = os.path.join(DATA, row.annotation)
-    sidecar = source.removesuffix(".gz").removesuffix(".nii") + ".json"
-    if row.is_phantom or (sidecar != f"{source}.json" and os.path.exists(sidecar)):
-        files["sidecar"] = sidecar
-    return files
+def row_of(wildcards):
+    try:
+        return SHEET[wildcards.volume]
+    except PlanningError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def from_sheet(column):
     """A params function that gives a volume's entry in a column of the sample sheet."""
-    return lambda wildcards: getattr(SHEET[wildcards.volume], column)
+    return lambda wildcards: getattr(row_of(wildcards), column)
+
+
+def source_files(wildcards):
+    """What the stage load reads of a volume: its file or folder, what lies beside, an annotation."""
+    row = row_of(wildcards)
+    source = os.path.join(DATA, row.path)
+    files = {"source": source}
+    if row.annotation:
+        files["annotation"] = os.path.join(DATA, row.annotation)
+    if os.path.isdir(source) or source.lower().endswith(".xml"):
+        folder = source if os.path.isdir(source) else os.path.dirname(source)
+        files["images"] = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+    sidecar = re.sub(r"\.nii(\.gz)?$", ".json", source)
+    if row.is_phantom or (sidecar != source and os.path.exists(sidecar)):
+        files["sidecar"] = sidecar
+    return files
+
+
+def annotation_option(wildcards, input):
+    if "annotation" not in input.keys():
+        return ""
+    return f"--annotation {shlex.quote(str(input.annotation))}"
+
+
+def eye_option(wildcards):
+    eye = row_of(wildcards).eye
+    return f"--eye {eye}" if eye else ""
+
+
+def memory(mb):
+    """A resource function: `mb` megabytes, and as much again with every retry."""
+    return lambda wildcards, attempt: mb * attempt
 
 
 # A part is what one job of the rules patches and map works on: "train", or a chunk of another split

@@ -20,7 +20,7 @@ rule train:
     threads: 8
     resources:
         gpu=config["gpus"],
-        mem_mb=16000,
+        mem_mb=memory(16000),
         runtime=1440,
     params:
         code=code_version("anogan.train"),
@@ -54,7 +54,7 @@ rule map:
     threads: 8
     resources:
         gpu=config["gpus"],
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=720,
     params:
         code=code_version("anogan.map"),

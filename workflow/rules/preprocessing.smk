@@ -17,7 +17,7 @@ if any(row.is_phantom for row in SHEET.rows.values()):
             "../../environment.yml"
         threads: 1
         resources:
-            mem_mb=1000,
+            mem_mb=memory(1000),
             runtime=5,
         params:
             code=code_version("preprocessing.phantom"),
@@ -44,15 +44,13 @@ rule load:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=10,
     params:
         code=code_version("preprocessing.load"),
         patient=from_sheet("patient"),
         eye=lambda wildcards: (f"--eye {eye}" if (eye := SHEET[wildcards.volume].eye) else ""),
-        annotation=lambda wildcards, input: (
-            f"--annotation '{input.annotation}'" if "annotation" in input.keys() else ""
-        ),
+        annotation=annotation_option,
         mirror="--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "",
     shell:
         "python -m preprocessing load --input {input.source:q} --volume {wildcards.volume}"
@@ -73,7 +71,7 @@ rule normalise:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=10,
     params:
         code=code_version("preprocessing.normalise"),
@@ -96,7 +94,7 @@ rule resample:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=10,
     params:
         code=code_version("preprocessing.resample"),
@@ -111,8 +109,6 @@ rule segment:
         **volume_files("resampled"),
     output:
         layers=f"{RESULTS}/volumes/{{volume}}/layers.npz",
-        picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
-        qc=f"{RESULTS}/volumes/{{volume}}/qc.tsv",
     log:
         f"{RESULTS}/logs/segment/{{volume}}.log",
     benchmark:
@@ -121,13 +117,37 @@ rule segment:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=20,
     params:
         code=code_version("preprocessing.segment"),
     shell:
-        "python -m preprocessing segment --volume {input.image:q} --layers {output.layers:q}"
-        " --picture {output.picture:q} --qc {output.qc:q} > {log:q} 2>&1"
+        "python -m preprocessing segment --input {input.image:q} --output {output.layers:q}"
+        " > {log:q} 2>&1"
+
+
+rule qc:
+    input:
+        **volume_files("resampled"),
+        layers=rules.segment.output.layers,
+    output:
+        table=f"{RESULTS}/volumes/{{volume}}/qc.tsv",
+        picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
+    log:
+        f"{RESULTS}/logs/qc/{{volume}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/qc/{{volume}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=10,
+    params:
+        code=code_version("preprocessing.qc"),
+    shell:
+        "python -m preprocessing qc --input {input.image:q} --layers {input.layers:q}"
+        " --table {output.table:q} --picture {output.picture:q} > {log:q} 2>&1"
 
 
 rule flatten:
@@ -145,7 +165,7 @@ rule flatten:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=10,
     params:
         code=code_version("preprocessing.flatten"),
@@ -174,7 +194,7 @@ rule patches:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=120,
     params:
         code=code_version("preprocessing.patches"),

@@ -15,7 +15,7 @@ rule resolved_config:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=100,
+        mem_mb=memory(100),
         runtime=1,
     params:
         text=yaml.safe_dump(config, sort_keys=False),
@@ -42,7 +42,7 @@ rule evaluate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         code=code_version("anogan.evaluate"),
@@ -89,7 +89,7 @@ rule report:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         code=code_version("anogan.report", "anogan/templates/report.html.j2"),
