@@ -5,8 +5,8 @@ Usage: python benchmarks/drusen.py [results]
 AMD eyes without annotation give every patch the label of the eye, though most of their patches look
 healthy. Here the layer stage decides: a patch is anomalous with at least 40 pixels between Bruch's
 membrane and an RPE raised by more than 35 um; normal patches come from the healthy test eyes.
-Prints a TSV table, measure value unit baseline ratio: the AUC of each score, as baseline that of the
-residual of 50 principal components of the training patches, and how many times fewer errors.
+Prints a TSV table, measure value unit baseline ratio: the AUC of each score; as baseline the AUC of
+the residual of 50 principal components of the training patches; and how many times fewer errors.
 """
 
 import argparse
