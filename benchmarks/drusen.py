@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import IncrementalPCA
+from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from preprocessing.errors import InputError
@@ -25,7 +25,7 @@ from preprocessing.patch_file import open_patches, read_index
 RAISED_UM = 35
 LEAST_PX = 40
 COMPONENTS = 50
-BATCH = 4096
+PCA_PATCHES = 12_000
 KEYS = ["volume", "bscan", "z", "x"]
 SCORES = {"anogan": ("A", "R", "D", "P_D"), "gan_r": ("A_hat",)}
 
@@ -45,19 +45,16 @@ def drusen_pixels(file: h5py.File, index: pd.DataFrame) -> np.ndarray:
     return counts
 
 
-def fit_pca(path: Path) -> IncrementalPCA:
-    """Return the principal components of the training patches, fitted batch by batch."""
-    pca = IncrementalPCA(COMPONENTS)
+def fit_pca(path: Path) -> PCA:
+    """Return the principal components of training patches, evenly taken from all of them."""
     with open_patches(path) as file:
-        patches = file["patches"]
-        order = np.random.default_rng(0).permutation(len(patches) // BATCH or 1)
-        for k in order:
-            batch = patches[k * BATCH : (k + 1) * BATCH]
-            pca.partial_fit(batch.reshape(len(batch), -1).astype(np.float32))
-    return pca
+        step = max(1, len(file["patches"]) // PCA_PATCHES)
+        patches = file["patches"][::step]
+    gray = patches.reshape(len(patches), -1).astype(np.float32)
+    return PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(gray)
 
 
-def read_test(results: Path, pca: IncrementalPCA) -> pd.DataFrame:
+def read_test(results: Path, pca: PCA) -> pd.DataFrame:
     """Return one row per labelled test patch with `drusen`, `pca` and every score."""
     tables = []
     for path in sorted((results / "patches").glob("test-*.h5")):
