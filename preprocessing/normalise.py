@@ -8,6 +8,7 @@ import argparse
 
 import numpy as np
 
+from preprocessing.errors import InputError
 from preprocessing.intensity import to_display
 from preprocessing.volume import Volume, read_volume, write_volume
 
@@ -31,6 +32,8 @@ def normalise(volume: Volume, percentiles: tuple[float, float]) -> Volume:
 
     Invalid pixels become -1. The gray values used are kept in `parameters["normalise"]`.
     """
+    if volume.intensity == "normalised":
+        raise InputError("the volume is already normalised; give the output of the stage load")
     data = to_display(volume.data) if volume.intensity == "linear" else volume.data
     tissue = tissue_mask(data, volume.valid, volume.spacing_mm)
     low, high = np.percentile(data[tissue], percentiles)

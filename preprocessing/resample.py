@@ -8,6 +8,7 @@ import argparse
 
 import numpy as np
 
+from preprocessing.errors import InputError
 from preprocessing.volume import Volume, read_volume, write_volume
 
 
@@ -38,6 +39,8 @@ def resample(volume: Volume, x_um: float) -> Volume:
     than `x_um` is interpolated, and `parameters` say so. New column c lies at
     x = (c + 0.5) f - 0.5 of the input, f = n_in / n_out.
     """
+    if x_um <= 0:
+        raise InputError(f"the lateral spacing to reach is {x_um} um; it must be positive")
     n_in = volume.data.shape[2]
     step_b, step_z, step_x = volume.spacing_mm
     n_out = max(1, round(n_in * step_x * 1000 / x_um))

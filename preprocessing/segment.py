@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Segment a volume; raises InputError when not one of its B-scans shows a retina."""
     volume = read_volume(args.input)
+    if volume.intensity != "normalised":
+        raise InputError(f"{args.input}: not normalised; run normalise and resample first")
     layers = find_layers(volume.data, volume.valid, volume.spacing_mm)
     if not np.isfinite(layers.bm).any():
         raise InputError(

@@ -174,7 +174,7 @@ def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
         raise InputError(f"{path}: no such file") from error
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
-            f"{path}: not a readable NIfTI file ({error}); it may be cut off: copy or make it again"
+            f"{path}: not a readable NIfTI file ({error}); it is damaged or has another format"
         ) from error
     if stored.dtype.fields:
         raise InputError(f"{path}: a colour image; a volume needs one gray value per voxel")

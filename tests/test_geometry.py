@@ -42,6 +42,13 @@ def test_invalid_pixels_do_not_count(volume, rng):
     assert (wedged.data[:, :, :30] == -1).all()
 
 
+def test_stages_refuse_what_is_not_theirs(volume):
+    with pytest.raises(InputError, match="already normalised"):
+        normalise(volume, (1, 99))
+    with pytest.raises(InputError, match="must be positive"):
+        resample(volume, 0)
+
+
 def test_linear_values_get_the_display_transform():
     np.testing.assert_allclose(to_display(np.array([0.0, 1e-3, 1.0])), [0, 0.194, 1], atol=0.005)
     gray = np.linspace(0.02, 0.98, 9)

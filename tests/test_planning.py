@@ -88,12 +88,14 @@ def test_optional_columns_may_be_absent(sheet):
         ),
         (changed(0, "split", "score"), COLUMNS, "no healthy training volume"),
         (changed(2, "split", "score"), COLUMNS, "no test volume"),
+        ([*GOOD[:2], [*GOOD[2][:5], "unknown", ""]], COLUMNS, "no test volume has a label"),
+        ([*GOOD, [*GOOD[2], "x"]], COLUMNS, "row 5: more cells than the 7 columns"),
         (changed(1, "split", "testing"), COLUMNS, "row 3, column 'split': 'testing' is not one of"),
         (changed(1, "label", ""), COLUMNS, "row 3, column 'label': '' is not one of"),
         (changed(1, "eye", "OD"), COLUMNS, "row 3, column 'eye'"),
         (changed(1, "volume", "../b"), COLUMNS, "row 3, column 'volume'"),
         (changed(1, "patient", "Jane Doe"), COLUMNS, "never a patient's name|pseudonym"),
-        ([GOOD[0], GOOD[1][:3], GOOD[2]], COLUMNS, "row 3: it must have 7 columns"),
+        ([GOOD[0], GOOD[1][:3], GOOD[2]], COLUMNS, "row 3, column 'split'"),
     ],
 )
 def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
@@ -107,6 +109,22 @@ def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
 def test_a_missing_file_is_named(sheet, name, column):
     with pytest.raises(PlanningError, match=rf"column '{column}': .*{name} does not exist"):
         sheet(absent=[name])
+
+
+def test_a_file_of_ones_own_is_never_overwritten_by_a_phantom(sheet, tmp_path):
+    (tmp_path / "phantom").mkdir()
+    image = tmp_path / "phantom/c.nii.gz"
+    rows = changed(2, "path", "phantom/c.nii.gz")
+    assert sheet(rows, absent=["phantom/c.nii.gz"])["c"].is_phantom
+    image.touch()
+    with pytest.raises(PlanningError, match=r"row 4, column 'path': .* is no phantom"):
+        sheet(rows)
+    (tmp_path / "phantom/c.truth.npz").touch()
+    assert sheet(rows)["c"].is_phantom
+
+
+def test_a_home_folder_is_found():
+    assert resolve_config({"data_dir": "~/oct"})["data_dir"] == str(Path("~/oct").expanduser())
 
 
 def test_a_missing_or_binary_sheet(tmp_path):

@@ -25,6 +25,8 @@ def resolve_config(config: dict) -> dict:
     error = best_match(Draft202012Validator(schema).iter_errors(resolved))
     if error is not None:
         raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
+    for key in ("volumes", "data_dir", "results_dir"):
+        resolved[key] = str(Path(resolved[key]).expanduser())
     _check_architecture(resolved)
     _check_search(resolved["map"])
     _check_percentiles(*resolved["normalise"]["percentiles"])

@@ -78,7 +78,7 @@ def _parse(path: str) -> list[Row]:
     validator = Draft202012Validator(schema)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
+            reader = csv.DictReader(file, delimiter="\t", restval="")
             columns = reader.fieldnames or []
             records = [(reader.line_num, record) for record in reader]
     except OSError as error:
@@ -99,10 +99,8 @@ def _parse(path: str) -> list[Row]:
         raise PlanningError(f"{path}: unknown column '{unknown[0]}'; the columns are {known}")
     rows = []
     for line, record in records:
-        if None in record or None in record.values():
-            raise PlanningError(
-                f"{path}, row {line}: it must have {len(columns)} columns, as the first"
-            )
+        if None in record:
+            raise PlanningError(f"{path}, row {line}: more cells than the {len(columns)} columns")
         record = {name: value.strip() for name, value in record.items()}
         error = best_match(validator.iter_errors(record))
         if error is not None:
@@ -154,6 +152,11 @@ def _check_splits(path: str, rows: list[Row]) -> None:
         if not any(row.split == split for row in rows):
             kind = "healthy training" if split == "train" else split
             raise PlanningError(f"{path}: no {kind} volume; {why}: give a row the split '{split}'")
+    if all(row.label == "unknown" and not row.annotation for row in rows if row.split == "test"):
+        raise PlanningError(
+            f"{path}, column 'label': no test volume has a label or an annotation to measure "
+            "against; give one, or use the split 'score'"
+        )
 
 
 def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
@@ -166,6 +169,7 @@ def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
                 f"{row.path}; list each volume once"
             )
         if row.is_phantom:
+            _check_phantom(path, row, data_dir)
             continue
         for column in ("path", "annotation"):
             value = getattr(row, column)
@@ -175,3 +179,14 @@ def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
                     "exist; "
                     "relative paths start at data_dir of the config"
                 )
+
+
+def _check_phantom(path: str, row: Row, data_dir: Path) -> None:
+    """Refuse to make a phantom in the place of a file that is none."""
+    image = data_dir / row.path
+    truth = image.with_name(f"{row.volume}.truth.npz")
+    if image.exists() and not truth.exists():
+        raise PlanningError(
+            f"{path}, row {row.line}, column 'path': {image} is no phantom of this workflow, which "
+            f"would overwrite it; keep your own files out of {PHANTOM_FOLDER}/"
+        )

@@ -60,15 +60,17 @@ def from_sheet(column):
 
 
 def source_files(wildcards):
-    """What the stage load reads of a volume: its file or folder, what lies beside, an annotation."""
+    """The files that the stage load reads: of an export its XML and images, a sidecar, a mask."""
     row = row_of(wildcards)
     source = os.path.join(DATA, row.path)
-    files = {"source": source}
+    files = {"images": source}
     if row.annotation:
         files["annotation"] = os.path.join(DATA, row.annotation)
     if os.path.isdir(source) or source.lower().endswith(".xml"):
         folder = source if os.path.isdir(source) else os.path.dirname(source)
-        files["images"] = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+        names = sorted(os.listdir(folder))
+        export = [name for name in names if name.lower().endswith((".xml", ".tif", ".tiff"))]
+        files["images"] = [os.path.join(folder, name) for name in export]
     sidecar = re.sub(r"\.nii(\.gz)?$", ".json", source)
     if row.is_phantom or (sidecar != source and os.path.exists(sidecar)):
         files["sidecar"] = sidecar

@@ -49,11 +49,12 @@ rule load:
     params:
         code=code_version("preprocessing.load"),
         patient=from_sheet("patient"),
-        eye=lambda wildcards: (f"--eye {eye}" if (eye := SHEET[wildcards.volume].eye) else ""),
+        source=lambda wildcards: os.path.join(DATA, row_of(wildcards).path),
+        eye=eye_option,
         annotation=annotation_option,
         mirror="--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "",
     shell:
-        "python -m preprocessing load --input {input.source:q} --volume {wildcards.volume}"
+        "python -m preprocessing load --input {params.source:q} --volume {wildcards.volume}"
         " --patient {params.patient} {params.eye} {params.annotation} {params.mirror}"
         " --output {output.image:q} > {log:q} 2>&1"
 
