@@ -45,6 +45,7 @@ DESCRIPTION = [
     "anomalous_fraction",
     "label_source",
 ]
+LEVELS = {"patch": "patches", "volume": "volumes"}
 HEALTHY_EYE = "healthy"  # source of the labels of a healthy eye without annotation
 TOP_SHARE = 0.1  # of a volume's patches make its score
 FEW_PATIENTS = 10
@@ -167,7 +168,7 @@ def measure(
     labelled = chosen[chosen["label"] >= 0]
     label, patient = labelled["label"].to_numpy(), labelled["patient"].to_numpy()
     patients, anomalous = patient_strata(patient, label)
-    warnings = _warnings(label, anomalous, f"{subset}, {level}s")
+    warnings = _warnings(label, anomalous, f"{subset}, {LEVELS[level]}")
     draws = draw_patients(anomalous, replicates, derive_seed(seed, "bootstrap", subset))
     counts = {
         "n": len(label),
@@ -219,7 +220,8 @@ def command(args: argparse.Namespace) -> str:
     patches, methods = patch_table(read_scores(args.scores))
     subsets = labelled_subsets(patches)
     volumes = volume_table(patches, methods)
-    rows, warnings, points = [], [], {}
+    rows, points = [], {}
+    warnings = _eye_label_warnings(patches)
     for level, cases in (("patch", patches), ("volume", volumes)):
         points[level] = operating_points(cases, methods, args.healthy_quantile)
         if points[level]["anogan"].rule == "none":
@@ -280,6 +282,16 @@ def _warnings(label: np.ndarray, anomalous: np.ndarray, where: str) -> list[str]
             "so the intervals are rough and probably too narrow"
         )
     return warnings
+
+
+def _eye_label_warnings(patches: pd.DataFrame) -> list[str]:
+    by_eye = (patches["split"] == "test") & (patches["label_source"] == "eye")
+    if not by_eye.any():
+        return []
+    return [
+        f"{by_eye.sum()} test patches carry the label of their whole eye; many of them may show "
+        "healthy retina, so the AUC by patch says little: give an annotation"
+    ]
 
 
 def _healthy_quantiles(

@@ -229,6 +229,8 @@ def test_sources_of_labels_are_told_apart(tmp_path):
     metrics = evaluate(scores, tmp_path)
     n = metrics.xs(("anogan", "patch", "n"), level=("method", "level", "metric"))["value"]
     assert n.to_dict() == {"test": 480, "test:annotation": 240, "test:eye": 240}
+    warnings = evaluation_of(tmp_path)["warnings"]
+    assert any("240 test patches carry the label of their whole eye" in text for text in warnings)
 
 
 def test_healthy_eyes_belong_to_every_source(tmp_path):
