@@ -96,10 +96,8 @@ class Mapper:
         patches = [self.generator(part).flatten(1) for part in z.split(settings.batch_size)]
         return z, torch.cat(patches)
 
-    def losses(
-        self, x: Tensor, f_x: Tensor, z: Tensor, method: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (mapping loss (n,), R (n,), G(z)) of patches x with features f_x at z."""
+    def loss(self, x: Tensor, f_x: Tensor, z: Tensor, method: str) -> Tensor:
+        """Return the mapping loss (n,) of patches x with features f_x at z."""
         generated = self.generator(z)
         residual = (x - generated).abs().sum(dim=(1, 2, 3))
         if method == "anogan":
@@ -107,7 +105,7 @@ class Mapper:
         else:
             discrimination = softplus(-self.discriminator(generated))
         weight = self.settings.weight
-        return (1 - weight) * residual + weight * discrimination, residual, generated
+        return (1 - weight) * residual + weight * discrimination
 
     def search(self, x: Tensor, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
         """Return (z (n, latent), mapping loss (n,)) after `steps` steps from z."""
@@ -120,11 +118,11 @@ class Mapper:
             if settings.schedule == "cosine":
                 phase = math.pi * step / settings.steps
                 optimiser.param_groups[0]["lr"] = settings.learning_rate * (1 + math.cos(phase)) / 2
-            loss = self.losses(x, f_x, z, method)[0].sum()
+            loss = self.loss(x, f_x, z, method).sum()
             (z.grad,) = torch.autograd.grad(loss, z)
             optimiser.step()
         with torch.no_grad():
-            return z.detach(), self.losses(x, f_x, z, method)[0]
+            return z.detach(), self.loss(x, f_x, z, method)
 
     def best(self, x: Tensor, starts: Tensor, method: str) -> Tensor:
         """Return the z (n, latent) of lowest loss over starts (restarts, n, latent)."""
