@@ -99,13 +99,11 @@ class Mapper:
     def loss(self, x: Tensor, f_x: Tensor, z: Tensor, method: str) -> Tensor:
         """Return the mapping loss (n,) of patches x with features f_x at z."""
         generated = self.generator(z)
-        residual = (x - generated).abs().sum(dim=(1, 2, 3))
         if method == "anogan":
             discrimination = self._feature_distance(f_x, generated)
         else:
             discrimination = softplus(-self.discriminator(generated))
-        weight = self.settings.weight
-        return (1 - weight) * residual + weight * discrimination
+        return self._weigh(_residual(x, generated), discrimination)
 
     def search(self, x: Tensor, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
         """Return (z (n, latent), mapping loss (n,)) after `steps` steps from z."""
@@ -141,25 +139,32 @@ class Mapper:
         P_D = -logit of D(x): the discriminator's own opinion, which needs no mapping.
         """
         generated = self.generator(z)
-        residual = (x - generated).abs().sum(dim=(1, 2, 3))
+        residual = _residual(x, generated)
         discrimination = self._feature_distance(
             self.discriminator.features(x, self.layer), generated
         )
         reference = softplus(-self.discriminator(generated))
-        weight = self.settings.weight
         scores = {
             "R": residual,
             "D": discrimination,
-            "A": (1 - weight) * residual + weight * discrimination,
+            "A": self._weigh(residual, discrimination),
             "D_hat": reference,
-            "A_hat": (1 - weight) * residual + weight * reference,
+            "A_hat": self._weigh(residual, reference),
             "P_D": -self.discriminator(x),
         }
         return scores, generated
 
+    def _weigh(self, residual: Tensor, discrimination: Tensor) -> Tensor:
+        weight = self.settings.weight
+        return (1 - weight) * residual + weight * discrimination
+
     def _feature_distance(self, f_x: Tensor, generated: Tensor) -> Tensor:
         f_generated = self.discriminator.features(generated, self.layer)
         return (f_x - f_generated).abs().sum(dim=(1, 2, 3))
+
+
+def _residual(x: Tensor, generated: Tensor) -> Tensor:
+    return (x - generated).abs().sum(dim=(1, 2, 3))
 
 
 def random_latents(keys: list[str], latent: int, restarts: int, seed: int) -> Tensor:

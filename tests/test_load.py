@@ -49,10 +49,12 @@ def heyex(tmp_path, rng):
     return tmp_path, pixels
 
 
-def load(*arguments) -> int:
+def load(source, output, *options) -> int:
     from preprocessing.cli import run_command
 
-    return run_command("preprocessing", {"load": ""}, ["load", *map(str, arguments)])
+    ids = ["--volume", "v", "--patient", "p"]
+    arguments = ["load", "--input", source, *ids, "--output", output, *options]
+    return run_command("preprocessing", {"load": ""}, list(map(str, arguments)))
 
 
 def test_heyex_order_orientation_spacing(heyex):
@@ -114,7 +116,7 @@ def replace(folder, old, new):
 def test_no_name_of_the_patient_reaches_an_output(heyex, tmp_path):
     folder, _ = heyex
     out = tmp_path / "out" / "volume.nii.gz"
-    assert load("--input", folder, "--volume", "v", "--patient", "p", "--output", out) == 0
+    assert load(folder, out) == 0
     for file in out.parent.iterdir():
         content = plain_bytes(file)
         assert b"Zyxwvut" not in content
@@ -136,22 +138,8 @@ def test_nifti_with_sidecar_is_mirrored_and_back(tmp_path, rng):
     mask[1, 20:30, 5:9] = 1
     write_nifti(mask, tmp_path / "mask.nii.gz", np.eye(4))
     out = tmp_path / "out.nii.gz"
-    assert (
-        load(
-            "--input",
-            path,
-            "--volume",
-            "v",
-            "--patient",
-            "p",
-            "--annotation",
-            tmp_path / "mask.nii.gz",
-            "--mirror-left-eyes",
-            "--output",
-            out,
-        )
-        == 0
-    )
+    options = ["--annotation", tmp_path / "mask.nii.gz", "--mirror-left-eyes"]
+    assert load(path, out, *options) == 0
     volume = read_volume(out)
     assert volume.mirrored
     np.testing.assert_array_equal(volume.annotation, mask[:, :, ::-1])
@@ -213,17 +201,7 @@ def test_bad_input_ends_in_one_line_and_no_output(tmp_path, rng, capsys, case, m
         rgb = np.zeros((3, 80, 60), [("R", "u1"), ("G", "u1"), ("B", "u1")])
         write_nifti(rgb, path, np.diag([0.012, 0.004, 0.1, 1]))
     out = tmp_path / "out"
-    code = load(
-        "--input",
-        path,
-        "--volume",
-        "v",
-        "--patient",
-        "p",
-        "--output",
-        out / "volume.nii.gz",
-        *extra,
-    )
+    code = load(path, out / "volume.nii.gz", *extra)
     error = capsys.readouterr().err
     assert code == 1
     assert message in error

@@ -33,23 +33,15 @@ def cut(*arguments) -> int:
     return run_command("preprocessing", {"patches": ""}, ["patches", *map(str, arguments)])
 
 
+def cut_both(flat_files, per_volume, size, out) -> int:
+    """Cut test patches of a diseased and a healthy volume."""
+    inputs = ["--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", "test"]
+    return cut(*inputs, "--per-volume", per_volume, "--size", size, "--output", out)
+
+
 def test_patches_are_what_the_index_says(flat_files, flat, tmp_path):
     out = tmp_path / "p.h5"
-    code = cut(
-        "--inputs",
-        *flat_files,
-        "--labels",
-        "diseased",
-        "healthy",
-        "--split",
-        "test",
-        "--per-volume",
-        50,
-        "--size",
-        32,
-        "--output",
-        out,
-    )
+    code = cut_both(flat_files, 50, 32, out)
     assert code == 0
     volume, geometry = flat
     with open_patches(out) as file:
@@ -174,21 +166,7 @@ def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
 
         Path(flat_files[1]).write_bytes(b"x")
     out = tmp_path / "out" / "p.h5"
-    code = cut(
-        "--inputs",
-        *flat_files,
-        "--labels",
-        "diseased",
-        "healthy",
-        "--split",
-        "test",
-        "--per-volume",
-        5,
-        "--size",
-        size,
-        "--output",
-        out,
-    )
+    code = cut_both(flat_files, 5, size, out)
     assert code == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert list(out.parent.glob("*")) == []
