@@ -66,7 +66,13 @@ def flatten(volume: Volume, geometry: Geometry, n_rows: int) -> Volume:
     if volume.annotation is not None:
         annotation = np.where(inside, take(volume.annotation), np.float32(np.nan))
     data = np.where(valid, take(volume.data), np.float32(-1))
-    return volume.replace(data=data, valid=valid, annotation=annotation)
+    vendor_layers = {
+        name: (layer - geometry.z_offset) / geometry.z_scale
+        for name, layer in volume.vendor_layers.items()
+    }
+    return volume.replace(
+        data=data, valid=valid, annotation=annotation, vendor_layers=vendor_layers
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ def mirror(volume: Volume) -> Volume:
         valid=np.ascontiguousarray(volume.valid[:, :, ::-1]),
         annotation=None if volume.annotation is None else volume.annotation[:, :, ::-1],
         bscan_lines_mm=None if lines is None else lines[:, [2, 3, 0, 1]],
+        vendor_layers={name: layer[:, ::-1] for name, layer in volume.vendor_layers.items()},
         mirrored=not volume.mirrored,
     )
 
@@ -66,10 +67,11 @@ def _check(volume: Volume) -> None:
         if size < least:
             raise InputError(f"only {size} pixels along {axis}, at least {least} are needed")
     for step, (axis, low, high) in zip(volume.spacing_mm[1:], PLAUSIBLE_SPACING_MM, strict=True):
-        if not low <= step <= high:
+        if not low <= step <= high:  # also when it is NaN
+            said = "is not known" if np.isnan(step) else f"is {step:g} mm, which no OCT device has"
             raise InputError(
-                f"{axis} spacing is {step:g} mm, which no OCT device has; "
-                "write the true spacing in mm into the file's header"
+                f"{axis} spacing {said}; give the true one in column 'spacing_um' of the sample "
+                "sheet or as 'spacing_mm' in a sidecar (config/README.md)"
             )
 
 
@@ -88,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volume", required=True, help="id from the sample sheet")
     parser.add_argument("--patient", required=True, help="id from the sample sheet")
     parser.add_argument("--eye", default="", choices=["R", "L", ""], help="when the file is silent")
+    parser.add_argument(
+        "--spacing-um",
+        nargs=3,
+        type=float,
+        metavar=("B", "Z", "X"),
+        help="between B-scans, z and x, instead of what the file says",
+    )
     parser.add_argument("--annotation", help="lesion mask as NIfTI, same axes as the volume")
     parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")
     parser.add_argument("--output", required=True, help="canonical volume, .nii.gz")
@@ -96,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Read, check and write one volume."""
     volume = read_vendor_volume(args.input)
+    if args.spacing_um:
+        step_b, step_z, step_x = (um / 1000 for um in args.spacing_um)
+        volume = volume.replace(spacing_mm=(step_b, step_z, step_x))
     if args.annotation:
         volume = volume.replace(annotation=read_annotation(args.annotation, volume))
     try:

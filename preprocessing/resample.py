@@ -57,6 +57,9 @@ def resample(volume: Volume, x_um: float) -> Volume:
         data=np.where(valid, data, np.float32(-1)),
         valid=valid,
         annotation=annotation,
+        vendor_layers={
+            name: _resample_curve(layer, weights) for name, layer in volume.vendor_layers.items()
+        },
         spacing_mm=(step_b, step_z, step_x * n_in / n_out),
         parameters={**volume.parameters, "resample": {"x_um": x_um, "upsampled": upsampled}},
     )
@@ -67,6 +70,12 @@ def _average(values: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> tuple
     covered = mask.astype(np.float32) @ weights
     total = np.where(mask, values, np.float32(0)) @ weights
     return total / np.maximum(covered, np.finfo(np.float32).tiny), covered
+
+
+def _resample_curve(curve: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return `curve` (b, x) by columns of `weights`, NaN where less than half of one is known."""
+    mean, known = _average(curve, np.isfinite(curve), weights)
+    return np.where(known >= 0.5, mean, np.float32(np.nan))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,16 @@
 """The OCT volume that the stages hand to each other, and its form on disk.
 
-A volume `NAME` is four files: `NAME.nii.gz` (gray values), `NAME.valid.nii.gz` (1 where the scanner
+A volume `NAME` is five files: `NAME.nii.gz` (gray values), `NAME.valid.nii.gz` (1 where the scanner
 measured something), `NAME.annotation.nii.gz` (per cent of the pixel that a grader marked, 255 where
-nobody looked) and `NAME.json` (everything else). Array axes are always (b, z, x): B-scan, depth,
+nobody looked), `NAME.vendor.npz` (layers that came with the file) and `NAME.json` (everything
+else). Array axes are always (b, z, x): B-scan, depth,
 lateral. B-scans run from inferior to superior, z from the vitreous to the choroid, x as in the
 B-scan on the screen: from temporal to nasal in a right eye (and in a left eye once mirrored).
 """
 
 import dataclasses
 import json
+import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 
 NOT_EXAMINED = 255  # in NAME.annotation.nii.gz
+# raster: parallel horizontal B-scans; line: one of them
+SCAN_PATTERNS = ("raster", "line", "circle", "radial", "vertical")
 
 
 @dataclass
@@ -39,6 +43,9 @@ class Volume:
         there is no annotation at all.
     bscans_reversed : True when the reader turned the order of the B-scans of the file.
     bscan_lines_mm : (b, 4) start x, start y, end x, end y of each B-scan on the fundus, or None.
+    scan_pattern : one of `SCAN_PATTERNS`, how the B-scans lie on the fundus.
+    vendor_layers : by the vendor's name, surfaces (b, x) float32 in z pixels of this volume, NaN
+        unknown; empty when the file holds none.
     device : maker and model, or "".
     source_format : name of the reader.
     native_shape : (b, z, x) of the volume as loaded, before any resampling.
@@ -55,6 +62,8 @@ class Volume:
     annotation: np.ndarray | None = None
     bscans_reversed: bool = False
     bscan_lines_mm: np.ndarray | None = None
+    scan_pattern: str = "raster"
+    vendor_layers: dict[str, np.ndarray] = field(default_factory=dict)
     device: str = ""
     source_format: str = ""
     native_shape: tuple[int, int, int] = ()
@@ -67,6 +76,11 @@ class Volume:
             )
         if self.annotation is not None and self.annotation.shape != self.data.shape:
             raise ValueError(f"annotation {self.annotation.shape} must be {self.data.shape}")
+        if self.scan_pattern not in SCAN_PATTERNS:
+            raise ValueError(f"scan pattern '{self.scan_pattern}' is not one of {SCAN_PATTERNS}")
+        n_b, _, n_x = self.data.shape
+        if any(layer.shape != (n_b, n_x) for layer in self.vendor_layers.values()):
+            raise ValueError(f"vendor layers must be (b, x), {n_b} x {n_x}")
         if not self.native_shape:
             self.native_shape = self.data.shape
 
@@ -92,21 +106,24 @@ class Volume:
 
 
 def companion(path: str | Path, kind: str) -> Path:
-    """Return the path beside volume file `path` for `kind`: valid, annotation or json.
+    """Return the path beside volume file `path` for `kind`: valid, annotation, vendor or json.
 
     >>> companion("a/flat.nii.gz", "valid").as_posix()
     'a/flat.valid.nii.gz'
+    >>> companion("a/flat.nii.gz", "vendor").as_posix()
+    'a/flat.vendor.npz'
     """
+    own_suffix = {"json": ".json", "vendor": ".vendor.npz"}
     path = Path(path)
     for suffix in (".nii.gz", ".nii"):
         if path.name.lower().endswith(suffix):
             stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
-            return path.with_name(stem + (".json" if kind == "json" else f".{kind}{suffix}"))
+            return path.with_name(stem + own_suffix.get(kind, f".{kind}{suffix}"))
     raise InputError(f"{path}: a volume file must end in .nii.gz or .nii")
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write the four files of `volume`; the sidecar comes last, as the sign that all are there."""
+    """Write the five files of `volume`; the sidecar comes last, as the sign that all are there."""
     affine = volume.affine
     stored, slope = _compact(volume.data, volume.intensity)
     write_nifti(stored, path, affine, slope)
@@ -117,6 +134,8 @@ def write_volume(volume: Volume, path: str | Path) -> None:
         examined = np.isfinite(volume.annotation)
         percent = np.where(examined, np.rint(100 * np.nan_to_num(volume.annotation)), NOT_EXAMINED)
     write_nifti(percent.astype(np.uint8), companion(path, "annotation"), affine)
+    with atomic_path(companion(path, "vendor")) as temporary:
+        np.savez_compressed(temporary, **volume.vendor_layers)
     write_text(companion(path, "json"), json.dumps(_sidecar(volume), indent=1) + "\n")
 
 
@@ -138,8 +157,12 @@ def read_volume(path: str | Path) -> Volume:
         facts["native_shape"] = tuple(facts["native_shape"])
         if facts["bscan_lines_mm"] is not None:
             facts["bscan_lines_mm"] = np.array(facts["bscan_lines_mm"], float)
-        return Volume(data=data, valid=valid, annotation=annotation, **facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with np.load(companion(path, "vendor"), allow_pickle=False) as file:
+            vendor_layers = dict(file)
+        return Volume(
+            data, valid=valid, annotation=annotation, vendor_layers=vendor_layers, **facts
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: its companion files are missing or do not fit it ({error}); "
             "delete them and rerun the stage that wrote it"
@@ -202,7 +225,7 @@ def _sidecar(volume: Volume) -> dict:
     facts = {
         f.name: getattr(volume, f.name)
         for f in dataclasses.fields(volume)
-        if f.name not in ("data", "valid", "annotation")
+        if f.name not in ("data", "valid", "annotation", "vendor_layers")
     }
     if volume.bscan_lines_mm is not None:
         facts["bscan_lines_mm"] = np.round(volume.bscan_lines_mm, 6).tolist()

@@ -27,6 +27,7 @@ class Row:
     label: str
     eye: str = ""
     annotation: str = ""
+    spacing_um: str = ""
 
     @property
     def is_phantom(self) -> bool:

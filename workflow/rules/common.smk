@@ -37,12 +37,13 @@ wildcard_constraints:
 
 
 def volume_files(stage):
-    """The four files of a volume as written by `stage`, by name."""
+    """The five files of a volume as written by `stage`, by name."""
     stem = f"{RESULTS}/volumes/{{volume}}/{stage}"
     return {
         "image": f"{stem}.nii.gz",
         "valid": f"{stem}.valid.nii.gz",
         "annotation": f"{stem}.annotation.nii.gz",
+        "vendor": f"{stem}.vendor.npz",
         "sidecar": f"{stem}.json",
     }
 
@@ -81,6 +82,11 @@ def annotation_option(wildcards, input):
     if "annotation" not in input.keys():
         return ""
     return f"--annotation {shlex.quote(str(input.annotation))}"
+
+
+def spacing_option(wildcards):
+    spacing = row_of(wildcards).spacing_um
+    return f"--spacing-um {spacing}" if spacing else ""
 
 
 def eye_option(wildcards):

@@ -51,11 +51,13 @@ rule load:
         patient=from_sheet("patient"),
         source=lambda wildcards: os.path.join(DATA, row_of(wildcards).path),
         eye=eye_option,
+        spacing=spacing_option,
         annotation=annotation_option,
         mirror="--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "",
     shell:
         "python -m preprocessing load --input {params.source:q} --volume {wildcards.volume}"
-        " --patient {params.patient} {params.eye} {params.annotation} {params.mirror}"
+        " --patient {params.patient} {params.eye} {params.spacing} {params.annotation}"
+        " {params.mirror}"
         " --output {output.image:q} > {log:q} 2>&1"
 
 
@@ -183,6 +185,7 @@ rule patches:
         images=flat_files(".nii.gz"),
         valid=flat_files(".valid.nii.gz"),
         annotations=flat_files(".annotation.nii.gz"),
+        vendor=flat_files(".vendor.npz"),
         sidecars=flat_files(".json"),
         geometry=flat_files(".geometry.npz"),
     output:
