@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import binary_erosion
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
@@ -36,7 +35,10 @@ COLUMN_UM = 20  # finer columns are averaged to about this
 CELL_UM = (18, 88)  # (z, x) of the coarse search
 THICKNESS_UM = (90, 900)  # ILM to BM: foveal floor of a thin macula to gross oedema
 SKY_UM = 220  # dark rows put on top, for an ILM that is cut off there
+NEARBY_UM = 300  # B-scans further apart show another retina
+FLOOR_PERIOD_UM = 4000  # the eye's wall bends no faster; wide detachments of the RPE do
 ELEVATION_UM = 400  # RPE above BM: the highest detachment looked for
+ILM_PERIOD_UM = 150  # ripples of the ILM that are shorter are noise
 CLEAR_ILM, CLEAR_RPE = 0.3, 0.2  # contrast of these layers where confidence reaches 1
 
 Steps = tuple[float, float]  # um between rows and between columns
@@ -99,7 +101,7 @@ def find_layers(
     sky = round(SKY_UM / steps[0])
     gray = np.pad(gray, ((0, 0), (0, 0), (sky, 0)))
 
-    ilm, bm = _find_coarse(gray, known, steps)
+    ilm, bm = _find_coarse(gray, known & visible, 1000 * spacing_mm[0], steps)
     ilm, ilm_contrast = _find_ilm(gray, ilm, steps)
     bm = _find_bm(gray, bm, steps)
     rpe, rpe_contrast = _find_rpe(gray, ilm, bm, steps)
@@ -119,12 +121,20 @@ def _working_grid(
     data: np.ndarray, valid: np.ndarray, starts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean gray values and validity as (x, b, z), columns merged from each of `starts`."""
-    count = np.add.reduceat(valid, starts, axis=2, dtype=np.float32)
-    total = np.add.reduceat(np.where(valid, data, 0), starts, axis=2, dtype=np.float32)
-    gray = np.ascontiguousarray((total / np.maximum(count, 1)).transpose(2, 0, 1))
+    data, valid = (np.ascontiguousarray(a.transpose(2, 0, 1)) for a in (data, valid))
+    if len(starts) == len(data):
+        gray, seen = np.where(valid, data, np.float32(0)), valid
+    else:
+        count = np.add.reduceat(valid, starts, axis=0, dtype=np.float32)
+        gray = np.add.reduceat(np.where(valid, data, 0), starts, axis=0, dtype=np.float32)
+        gray /= np.maximum(count, 1)
+        seen = count > 0
     # two rows beside a wedge mix its gray with tissue
-    seen = binary_erosion(count > 0, np.ones((1, 5, 1)), border_value=1)
-    return gray, np.ascontiguousarray(seen.transpose(2, 0, 1))
+    inner = seen.copy()
+    for shift in (1, 2):
+        inner[..., shift:] &= seen[..., :-shift]
+        inner[..., :-shift] &= seen[..., shift:]
+    return np.where(inner, gray, np.float32(0)), inner
 
 
 def _to_columns(surface: np.ndarray, starts: np.ndarray, n_columns: int) -> np.ndarray:
@@ -137,10 +147,14 @@ def _cell_size(steps: Steps) -> tuple[int, int]:
     return tuple(max(1, round(um / step)) for um, step in zip(CELL_UM, steps, strict=True))
 
 
-def _merged(image: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the means of the columns of `image` (x, b, z) from each of `starts` to the next."""
-    width = np.diff(starts, append=len(image)).astype(np.float32)
-    return np.add.reduceat(image, starts, axis=0, dtype=np.float32) / width[:, None, None]
+def _merged(image: np.ndarray, width: int) -> np.ndarray:
+    """Return the means of every `width` columns of `image` (x, b, z); the last may be fewer."""
+    whole = len(image) // width * width
+    merged = image[:whole].reshape(-1, width, *image.shape[1:]).mean(axis=1, dtype=np.float32)
+    if whole == len(image):
+        return merged
+    rest = image[whole:].mean(axis=0, dtype=np.float32, keepdims=True)
+    return np.concatenate([merged, rest])
 
 
 def _in_cells(image: np.ndarray, rows: int) -> np.ndarray:
@@ -155,9 +169,8 @@ def _scale(gray: np.ndarray, seen: np.ndarray, steps: Steps) -> tuple[np.ndarray
     Returns the gray values (x, b, z) and whether each B-scan shows more than noise (b,).
     """
     rows, columns = _cell_size(steps)
-    starts = np.arange(0, len(gray), columns)
-    share = _merged(_in_cells(seen, rows).mean(axis=3, dtype=np.float32), starts)
-    cells = _merged(_in_cells(np.where(seen, gray, 0), rows).mean(axis=3), starts)
+    share = _in_cells(_merged(seen, columns), rows).mean(axis=3)
+    cells = _in_cells(_merged(gray, columns), rows).mean(axis=3)
     dark, span, noise = np.zeros((3, gray.shape[1]), np.float32)
     for b in range(gray.shape[1]):
         full = share[:, b] > 0.5
@@ -180,12 +193,11 @@ def _filled(gray: np.ndarray, seen: np.ndarray, tail: int) -> np.ndarray:
     n_z = gray.shape[2]
     first = seen.argmax(axis=2)[..., np.newaxis]
     end = n_z - seen[..., ::-1].argmax(axis=2)[..., np.newaxis]
-    total, count = (
-        np.take_along_axis(sums, end, 2) - np.take_along_axis(sums, np.maximum(end - tail, 0), 2)
-        for sums in (cumulate(np.where(seen, gray, 0)), cumulate(seen))
-    )
-    filling = np.where(np.arange(n_z) < first, 0, total / np.maximum(count, 1))
-    return np.where(seen, gray, filling).astype(np.float32)
+    last_rows = np.maximum(end - np.arange(1, tail + 1), 0)
+    weight = np.take_along_axis(seen, last_rows, 2)
+    total = (np.take_along_axis(gray, last_rows, 2) * weight).sum(axis=2, keepdims=True)
+    filling = total / np.maximum(weight.sum(axis=2, keepdims=True), 1)
+    return np.where(seen, gray, np.where(np.arange(n_z) < first, np.float32(0), filling))
 
 
 def _power(gray: np.ndarray, exponent: float) -> np.ndarray:
@@ -197,12 +209,16 @@ def _power(gray: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def _find_coarse(
-    gray: np.ndarray, known: np.ndarray, steps: Steps
+    gray: np.ndarray, known: np.ndarray, between_um: float, steps: Steps
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ILM and BM (x, b), each good to about a cell."""
+    """Return ILM and BM (x, b), each good to about a cell.
+
+    B-scans whose retina is far thicker or thinner than in their neighbours, `between_um` away, are
+    searched once more with the neighbours' thickness in mind.
+    """
     rows, columns = _cell_size(steps)
     starts = np.arange(0, len(gray), columns)
-    gray = _merged(gray, starts)
+    gray = _merged(gray, columns)
     thin, thick, sky = (round(um / steps[0]) for um in (36, 90, SKY_UM))
 
     total = cumulate(np.minimum(gray, 0.5))  # the RPE's upper edge must not outdo the ILM
@@ -220,8 +236,34 @@ def _find_coarse(
     there = known[starts, :, np.newaxis]
     upper, lower = (np.where(there, _in_cells(s, rows).max(axis=3), 0) for s in (upper, lower))
     gaps = tuple(max(1, round(um / steps[0] / rows)) for um in THICKNESS_UM)
-    pair = best_pair(upper, lower, gaps, max_moves=(2, 3), move_cost=0.1)
+    rules = {"gaps": gaps, "max_moves": (2, 3), "move_cost": 0.1}
+    pair = best_pair(upper, lower, **rules)
+    gap = pair[1] - pair[0]
+    usual, odd = _usual_gap(gap, known[starts], between_um, 90 / steps[0] / rows)
+    if odd.any():
+        unlike = np.abs(np.arange(gaps[0], gaps[1] + 1) - usual[:, odd, np.newaxis])
+        bonus = -0.1 * np.minimum(unlike, 150 / steps[0] / rows).astype(np.float32)
+        pair[:, :, odd] = best_pair(upper[:, odd], lower[:, odd], **rules, bonus=bonus)
     return tuple(_to_columns((path + 0.5) * rows, starts, len(known)).T for path in pair)
+
+
+def _usual_gap(
+    gap: np.ndarray, known: np.ndarray, between_um: float, far_off: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median gap (x, b) of nearby B-scans, and which B-scans (b,) are unlike it.
+
+    Unlike are B-scans that differ by more than `far_off` in over a tenth of their columns.
+    """
+    n_b = gap.shape[1]
+    reach = min(2, int(NEARBY_UM / between_um)) if between_um else 0
+    around = [(b, c) for b in range(n_b) for c in range(b - reach, b + reach + 1) if c != b]
+    usual = gap.astype(float)
+    for b in range(n_b):
+        nearby = [c for a, c in around if a == b and 0 <= c < n_b and known[:, c].any()]
+        if len(nearby) > 1:
+            usual[:, b] = np.median(gap[:, nearby], axis=1)
+    unlike = (np.abs(gap - usual) > far_off) & known
+    return usual, unlike.mean(axis=0) > 0.1
 
 
 def _find_ilm(gray: np.ndarray, ilm: np.ndarray, steps: Steps) -> tuple[np.ndarray, np.ndarray]:
@@ -244,12 +286,17 @@ def _find_ilm(gray: np.ndarray, ilm: np.ndarray, steps: Steps) -> tuple[np.ndarr
         ilm = centre + subpixel(score, path) - band
         if exponent == 1:
             contrast = at_path(step, path + far)
-    return ilm, contrast
+    weight = np.clip(contrast, 0.02, 1)
+    return whittaker(ilm, weight / weight.mean(axis=0), ILM_PERIOD_UM / steps[1]), contrast
 
 
 def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
     """Return BM (x, b) near a coarse one, as the smooth lower edge of the RPE."""
-    near, far = round(20 / steps[0]), round(90 / steps[0])
+    near, far = round(15 / steps[0]), round(90 / steps[0])
+    # under a wide detachment of the RPE the coarse BM is the RPE: there the surroundings know more
+    even = np.ones_like(bm)
+    floor = _bridged(bm, even, FLOOR_PERIOD_UM / steps[1], 20 / steps[0], (8, 8, 4, 4, 2, 2, 1))
+    bm = np.maximum(bm, floor - 30 / steps[0])
     for band_um, exponent, period_um in ((80, 1.5, 2000), (30, 2, 1000)):
         band = round(band_um / steps[0])
         centre = np.rint(whittaker(bm, np.ones_like(bm), 600 / steps[1])).astype(int)
@@ -265,13 +312,19 @@ def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
     return bm
 
 
-def _bridged(found: np.ndarray, weight: np.ndarray, period: float, tolerance: float) -> np.ndarray:
+def _bridged(
+    found: np.ndarray,
+    weight: np.ndarray,
+    period: float,
+    tolerance: float,
+    easings: tuple[int, ...] = (8, 4, 2, 1, 1),
+) -> np.ndarray:
     """Return a smooth curve through `found` (x, b) that bridges parts rising above it (drusen).
 
     Points off by more than `tolerance` rows lose weight, twice as soon above as below.
     """
     curve = whittaker(found, weight / weight.mean(axis=0), period)
-    for easing in (8, 4, 2, 1, 1):
+    for easing in easings:
         rise = np.maximum(curve - found, 0) / (tolerance * easing)
         sink = np.maximum(found - curve, 0) / (2 * tolerance * easing)
         trust = weight / (1 + rise**2 + sink**2)

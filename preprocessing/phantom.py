@@ -8,6 +8,7 @@ seed give a healthy and a diseased twin with the same anatomy.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 from preprocessing.intensity import to_display, to_power
-from preprocessing.phantom_lesions import FLUID_GRAY, add_lesions, paint_lesions, soft_step
+from preprocessing.phantom_lesions import FLUID_GRAY, PED_GRAY, add_lesions, paint_lesions, soft_step
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import Volume, companion, write_nifti
 
@@ -38,6 +39,7 @@ LAYERS = {
     "SRF": (0, 0, 0, FLUID_GRAY),
     "RPE": (15, 15, 15, 0.85),
     "drusen": (0, 0, 0, 0.62),
+    "PED": (0, 0, 0, PED_GRAY),
     "BM": (4, 4, 4, 0.85),
     "choriocapillaris": (12, 12, 12, 0.58),
     "choroid": (250, 250, 250, 0.40),
@@ -57,12 +59,14 @@ def make_phantom(
     diseased: bool,
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
+    reshape: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[Volume, dict[str, np.ndarray]]:
     """Return a volume as a device would export it and its true layers `ilm`, `rpe`, `bm`.
 
     Layers are (b, x) in z pixels: the upper edge of the NFL, the lower edge of the RPE and of
     Bruch's membrane. The annotation is 1 on lesion pixels. `valid` is True everywhere, as a file
-    does not tell. Everything random depends on `seed` and `volume` alone.
+    does not tell. Everything random depends on `seed` and `volume` alone. `reshape(thickness_um,
+    y_mm, x_mm)` may change the thickness (b, x) of any of `LAYERS` in place, to build a disease.
 
     Raises InputError when the volume is empty, narrow or too shallow to hold the retina.
     """
@@ -84,6 +88,8 @@ def make_phantom(
     shadow = _vessel_shadow(y_mm, x_mm, rng)
     if diseased:
         lesions = add_lesions(thickness_um, y_mm, x_mm, generator("lesions"))
+    if reshape:
+        reshape(thickness_um, y_mm, x_mm)
     edges_px = _edges_px(thickness_um, bm_um, shape[1], 1000 * spacing_mm[1])
 
     rng = generator("light")
@@ -193,7 +199,7 @@ def _paint_layers(
     level = 0.0
     for name, (top, _) in edges_px.items():
         own = LAYERS[name][3]
-        if own > FLUID_GRAY:
+        if own > PED_GRAY:  # fluid is dark in every eye
             own += rng.uniform(-0.015, 0.015)
         gray += np.float32(own - level) * soft_step(z, top[:, None, :])
         level = own

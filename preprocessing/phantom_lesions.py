@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 FLUID_GRAY = 0.06
+PED_GRAY = 0.25
 FOCUS_GRAY = 0.88
 FOCUS_PX = (5, 2)  # z, x
 FIELD_MM = 1.7  # lesions are centred within this lateral distance of the fovea

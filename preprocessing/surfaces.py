@@ -6,6 +6,8 @@ contiguous because every filter runs along it.
 
 import numpy as np
 
+BLOCK = 8  # B-scans searched at a time, so that the states of a column stay in the cache
+
 
 def straighten(image: np.ndarray, centre: np.ndarray, above: int, below: int) -> np.ndarray:
     """Return rows `centre - above` to `centre + below` of each column, (x, b, above + below + 1).
@@ -28,10 +30,26 @@ def window_mean(total: np.ndarray, start: int, stop: int) -> np.ndarray:
 
     Border k lies between rows k - 1 and k; windows are cut off at the ends of the image.
     """
-    borders = np.arange(total.shape[2])
-    first = np.clip(borders + start, 0, total.shape[2] - 1)
-    last = np.clip(borders + stop, 0, total.shape[2] - 1)
-    return (total[..., last] - total[..., first]) / np.maximum(last - first, 1).astype(np.float32)
+    n = total.shape[2]
+    first, last = (np.clip(np.arange(n) + shift, 0, n - 1) for shift in (start, stop))
+    mean = _shifted(total, stop)
+    mean -= _shifted(total, start)
+    mean *= (1 / np.maximum(last - first, 1)).astype(np.float32)
+    return mean
+
+
+def _shifted(total: np.ndarray, shift: int) -> np.ndarray:
+    """Return `total` at `k + shift` for every k of the last axis, the ends repeated."""
+    n = total.shape[2]
+    shift = min(max(shift, -n), n)
+    moved = np.empty_like(total)
+    if shift >= 0:
+        moved[..., : n - shift] = total[..., shift:]
+        moved[..., n - shift :] = total[..., -1:]
+    else:
+        moved[..., -shift:] = total[..., :shift]
+        moved[..., :-shift] = total[..., :1]
+    return moved
 
 
 def smooth_columns(image: np.ndarray, radius: int) -> np.ndarray:
@@ -49,15 +67,20 @@ def best_path(score: np.ndarray, max_move: int, move_cost: float) -> np.ndarray:
 
     From column to column it moves by at most `max_move` rows, at `move_cost` a row.
     """
-    n_x, n_b, _ = score.shape
-    origin = np.zeros(score.shape, np.int8)
-    total = score[0]
+    n_x, n_b, n_z = score.shape
+    total = np.array(score)
     for x in range(1, n_x):
-        total = _after_move(total, 1, max_move, move_cost, origin[x]) + score[x]
+        total[x] += _after_move(total[x - 1], 1, max_move, move_cost)
+    moves = np.arange(-max_move, max_move + 1)
+    cost = (move_cost * np.abs(moves)).astype(np.float32)
+    b = np.arange(n_b)[:, np.newaxis]
     path = np.empty((n_x, n_b), np.intp)
-    path[-1] = total.argmax(axis=1)
-    for x in range(n_x - 1, 0, -1):
-        path[x - 1] = path[x] + origin[x, np.arange(n_b), path[x]]
+    path[-1] = total[-1].argmax(axis=1)
+    for x in range(n_x - 2, -1, -1):
+        origins = path[x + 1][:, np.newaxis] + moves
+        value = total[x, b, origins.clip(0, n_z - 1)] - cost
+        value[(origins < 0) | (origins >= n_z)] = -np.inf
+        path[x] = path[x + 1] + moves[value.argmax(axis=1)]
     return path
 
 
@@ -67,46 +90,72 @@ def best_pair(
     gaps: tuple[int, int],
     max_moves: tuple[int, int],
     move_cost: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return two paths (x, b), found together, that maximise the sum of `upper` and `lower`.
+    bonus: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return two paths (2, x, b), found together, that maximise the sum of `upper` and `lower`.
 
-    Scores are (x, b, z). The lower path stays `gaps[0]` to `gaps[1]` rows below the upper one.
+    Scores are (x, b, z), and `bonus` (x, b, gap) is one for the distance of the paths. The lower path stays `gaps[0]` to `gaps[1]` rows below the upper one.
     From column to column it moves by at most `max_moves[0]` rows and the gap changes by at most
     `max_moves[1]`, each row at `move_cost`.
     """
+    if bonus is None:
+        bonus = np.zeros((*lower.shape[:2], gaps[1] - gaps[0] + 1), np.float32)
+    blocks = [slice(start, start + BLOCK) for start in range(0, lower.shape[1], BLOCK)]
+    paths = [
+        _best_pair(upper[:, b], lower[:, b], bonus[:, b], gaps, max_moves, move_cost)
+        for b in blocks
+    ]
+    return np.concatenate(paths, axis=2)
+
+
+def _best_pair(
+    upper: np.ndarray,
+    lower: np.ndarray,
+    bonus: np.ndarray,
+    gaps: tuple[int, int],
+    max_moves: tuple[int, int],
+    move_cost: float,
+) -> np.ndarray:
     n_x, n_b, n_z = lower.shape
     gap = np.arange(gaps[0], gaps[1] + 1)
-    upper_row = np.arange(n_z)[:, np.newaxis] - gap  # of state (lower row, gap)
+    upper_row = np.arange(n_z) - gap[:, np.newaxis]  # of state (gap, lower row)
     outside = np.where(upper_row < 0, np.float32(-1e6), np.float32(0))
     upper_row = np.maximum(upper_row, 0)
-    origin = np.zeros((2, n_x, n_b, *upper_row.shape), np.int8)
-    total = np.zeros((n_b, *upper_row.shape), np.float32)
+    total = np.empty((n_x, n_b, *upper_row.shape), np.float32)
     for x in range(n_x):
-        for axis in (0, 1):
-            total = _after_move(total, axis + 1, max_moves[axis], move_cost, origin[axis, x])
-        total += upper[x][:, upper_row] + lower[x][:, :, np.newaxis] + outside
+        np.add(upper[x][:, upper_row], outside, out=total[x])
+        total[x] += lower[x][:, np.newaxis] + bonus[x][..., np.newaxis]
+        if x:
+            before = _after_move(total[x - 1], 2, max_moves[0], move_cost)
+            total[x] += _after_move(before, 1, max_moves[1], move_cost)
+
+    row_moves, gap_moves = np.mgrid[
+        -max_moves[0] : max_moves[0] + 1, -max_moves[1] : max_moves[1] + 1
+    ].reshape(2, -1)
+    cost = (move_cost * (np.abs(row_moves) + np.abs(gap_moves))).astype(np.float32)
     b = np.arange(n_b)
-    row, g = np.unravel_index(total.reshape(n_b, -1).argmax(axis=1), upper_row.shape)
+    g, row = np.unravel_index(total[-1].reshape(n_b, -1).argmax(axis=1), upper_row.shape)
     paths = np.empty((2, n_x, n_b), np.intp)
     for x in range(n_x - 1, -1, -1):
         paths[:, x] = np.maximum(row - gap[g], 0), row
-        g = g + origin[1, x, b, row, g]
-        row = row + origin[0, x, b, row, g]
-    return paths[0], paths[1]
+        if x == 0:
+            break
+        rows, gs = row[:, np.newaxis] + row_moves, g[:, np.newaxis] + gap_moves
+        beyond = (rows < 0) | (rows >= n_z) | (gs < 0) | (gs >= len(gap))
+        place = (b[:, np.newaxis], gs.clip(0, len(gap) - 1), rows.clip(0, n_z - 1))
+        choice = np.where(beyond, -np.inf, total[x - 1][place] - cost).argmax(axis=1)
+        row, g = rows[b, choice], gs[b, choice]
+    return paths
 
 
-def _after_move(
-    total: np.ndarray, axis: int, max_move: int, move_cost: float, origin: np.ndarray
-) -> np.ndarray:
-    """Return the best of `total` within `max_move` along `axis`; its offset goes to `origin`."""
+def _after_move(total: np.ndarray, axis: int, max_move: int, move_cost: float) -> np.ndarray:
+    """Return the best of `total` within `max_move` along `axis`, less the cost of the move."""
     best = total.copy()
     for move in range(1, min(max_move, total.shape[axis] - 1) + 1):
         start, end = ((slice(None),) * axis + (s,) for s in (slice(None, -move), slice(move, None)))
-        for here, there, offset in ((start, end, move), (end, start, -move)):
-            candidate = total[there] - np.float32(move_cost * move)
-            better = candidate > best[here]
-            np.copyto(best[here], candidate, where=better)
-            np.copyto(origin[here], np.int8(offset), where=better)
+        dearer = total - np.float32(move_cost * move)
+        np.maximum(best[start], dearer[end], out=best[start])
+        np.maximum(best[end], dearer[start], out=best[end])
     return best
 
 
