@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import binary_opening
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
@@ -37,8 +38,12 @@ THICKNESS_UM = (90, 900)  # ILM to BM: foveal floor of a thin macula to gross oe
 SKY_UM = 220  # dark rows put on top, for an ILM that is cut off there
 NEARBY_UM = 300  # B-scans further apart show another retina
 FLOOR_PERIOD_UM = 4000  # the eye's wall bends no faster; wide detachments of the RPE do
+LEAST_SEEN_UM = 150  # of a column; less cannot show a retina and what surrounds it
 ELEVATION_UM = 400  # RPE above BM: the highest detachment looked for
 ILM_PERIOD_UM = 150  # ripples of the ILM that are shorter are noise
+UNSURE = 0.3  # confidence below which a surface is a guess
+BRIDGED_UM, EXTRAPOLATED_UM = 300, 100  # guesses that neighbouring columns make good
+LEAST_INNER_UM = 80  # ILM to RPE over a detachment
 CLEAR_ILM, CLEAR_RPE = 0.3, 0.2  # contrast of these layers where confidence reaches 1
 
 Steps = tuple[float, float]  # um between rows and between columns
@@ -88,15 +93,15 @@ def find_layers(
     """Segment ILM, RPE and BM in gray values `data` (b, z, x), wherever they are `valid`.
 
     `spacing_mm` is (b, z, x). Offset and gain of the gray values do not matter and may change
-    between B-scans. B-scans without a retina and columns without measurements come back as NaN.
-    Nothing in it is random.
+    between B-scans. What cannot be told comes back as NaN: B-scans without a retina, columns
+    without measurements, the optic disc. Nothing in it is random.
     """
     merge = max(1, round(COLUMN_UM / (1000 * spacing_mm[2])))
     starts = np.arange(0, data.shape[2], merge)
     steps = (1000 * spacing_mm[1], 1000 * spacing_mm[2] * merge)
 
     gray, seen = _working_grid(data, valid, starts)
-    known = seen.mean(axis=2) > 0.2
+    known = seen.sum(axis=2) > LEAST_SEEN_UM / steps[0]
     gray, visible = _scale(gray, seen, steps)
     sky = round(SKY_UM / steps[0])
     gray = np.pad(gray, ((0, 0), (0, 0), (sky, 0)))
@@ -107,14 +112,32 @@ def find_layers(
     rpe, rpe_contrast = _find_rpe(gray, ilm, bm, steps)
 
     plausible = bm - ilm > THICKNESS_UM[0] / steps[0]
-    bm = np.maximum(bm, ilm)
-    rpe = np.clip(rpe, ilm, bm)
-    contrast = np.minimum(ilm_contrast / CLEAR_ILM, rpe_contrast / CLEAR_RPE)
-    confidence = smooth_columns(np.clip(contrast, 0, 1) * plausible, round(100 / steps[1]))
+    sure_of_ilm = _confidence(ilm_contrast / CLEAR_ILM * plausible, steps)
+    confidence = np.minimum(sure_of_ilm, _confidence(rpe_contrast / CLEAR_RPE * plausible, steps))
     known &= visible
-    surfaces = [np.where(known, surface - sky - 0.5, np.nan) for surface in (ilm, rpe, bm)]
+    found = [known & ~_lost(sure, steps) for sure in (sure_of_ilm, confidence, confidence)]
+    bm = np.maximum(bm, ilm)
+    surfaces = [
+        np.where(there, surface - sky - 0.5, np.nan)
+        for surface, there in zip((ilm, np.clip(rpe, ilm, bm), bm), found, strict=True)
+    ]
     surfaces.append(np.where(known, confidence, 0))
     return Layers(*(_to_columns(surface, starts, data.shape[2]) for surface in surfaces))
+
+
+def _confidence(contrast: np.ndarray, steps: Steps) -> np.ndarray:
+    return smooth_columns(np.clip(contrast, 0, 1), round(100 / steps[1]))
+
+
+def _lost(confidence: np.ndarray, steps: Steps) -> np.ndarray:
+    """Return where (x, b) a surface cannot be told: in long runs of low confidence.
+
+    Shorter ones, as under vessels, are bridged; at the ends of a B-scan nothing can be bridged.
+    """
+    longest, at_end = (max(1, round(um / steps[1])) for um in (BRIDGED_UM, EXTRAPOLATED_UM))
+    ends = ((longest - at_end, longest - at_end), (0, 0))
+    low = np.pad(confidence < UNSURE, ends, constant_values=True)
+    return binary_opening(low, np.ones((longest, 1)))[ends[0][0] : len(low) - ends[0][1]]
 
 
 def _working_grid(
@@ -344,8 +367,10 @@ def _find_rpe(
     band = window_mean(total, -half, half)
     fall = band - window_mean(total, round(10 / steps[0]), round(31 / steps[0]))
     elevation = above - np.arange(band.shape[2])
-    score = band + fall - np.float32(0.001 * steps[0]) * np.abs(elevation)
-    depth = (centre - ilm)[..., np.newaxis] - elevation
-    score[(elevation < 0) | (depth < 30 / steps[0])] = -10
+    score = band + fall - np.float32(0.003 * steps[0]) * np.abs(elevation)
+    # a bright band nearer to the ILM is the nerve fibre layer
+    highest = ilm + np.minimum(LEAST_INNER_UM / steps[0], 0.5 * (centre - ilm))
+    too_high = centre[..., np.newaxis] - elevation < highest[..., np.newaxis]
+    score[(elevation < 0) | too_high] = -10
     path = best_path(score, max_move=round(40 / steps[0]), move_cost=0.005 * steps[0])
     return centre + subpixel(score, path) - above, at_path(fall, path)
