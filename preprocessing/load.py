@@ -6,14 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.readers import read_vendor_volume
+from preprocessing.readers import images, metaimage, nifti, read_vendor_volume
 from preprocessing.validity import find_valid
-from preprocessing.volume import Volume, read_nifti, write_volume
+from preprocessing.volume import Volume, write_volume
 
 # What a retinal OCT device can have made, in mm: (axis, smallest, largest).
-PLAUSIBLE_SPACING_MM = (("depth (z)", 0.0005, 0.02), ("lateral (x)", 0.0005, 0.2))
+PLAUSIBLE_SPACING_MM = (
+    ("B-scan to B-scan (b)", 0.0005, 5),
+    ("depth (z)", 0.0005, 0.02),
+    ("lateral (x)", 0.0005, 0.2),
+)
 MIN_SHAPE = (1, 64, 32)
-FULL_PERCENT = 255  # an annotation mask is 0/1 or 0/255
+MASK_READERS = (nifti, metaimage, images)  # they offer `read_array`
+MAX_LABELS = 16  # different values in a mask; a gray image has more
 
 
 def canonical(volume: Volume, mirror_left_eyes: bool) -> Volume:
@@ -43,30 +48,46 @@ def mirror(volume: Volume) -> Volume:
 
 
 def read_annotation(path: str | Path, volume: Volume) -> np.ndarray:
-    """Read a 0/1 or 0/255 lesion mask of `volume` (not yet mirrored) as float32 (b, z, x).
+    """Read the lesion mask of `volume` (not yet mirrored) as float32 (b, z, x), 1 in a lesion.
 
-    The mask is a NIfTI file with axes (x, z, B-scan), in the order of the vendor's file. Raises
-    InputError when it does not fit the volume or is no mask.
+    The mask is NIfTI, MetaImage or images, of 0 and 1 (or 255) or of labels (0 background), in
+    the order of the vendor's file. Raises InputError when it does not fit the volume or is no mask.
     """
-    mask = read_nifti(path)
+    path = Path(path)
+    reader = next((reader for reader in MASK_READERS if reader.matches(path)), None)
+    if not path.exists() or reader is None:
+        known = ", ".join(reader.NAME for reader in MASK_READERS)
+        raise InputError(f"{path}: no such file or not in a format of masks ({known})")
+    mask = reader.read_array(path)
     if mask.shape != volume.data.shape:
         raise InputError(
             f"{path}: annotation of shape {mask.shape} (b, z, x) for a volume of shape "
             f"{volume.data.shape}; draw it on the volume as exported"
         )
-    if volume.bscans_reversed:
-        mask = mask[::-1]
-    values = set(np.unique(mask).tolist())
-    if not (values <= {0, 1} or values <= {0, FULL_PERCENT}):
-        raise InputError(f"{path}: an annotation must be a mask of 0 and 1 (or 255)")
-    return (mask > 0).astype(np.float32)
+    if not _is_mask(mask):
+        raise InputError(
+            f"{path}: an annotation must be a mask of 0 and 1 (or 255), or of whole-numbered "
+            "labels with 0 for background"
+        )
+    lesion = (mask > 0).astype(np.float32)
+    return lesion[::-1] if volume.bscans_reversed else lesion
+
+
+def _is_mask(values: np.ndarray) -> bool:
+    if not (values.min() == 0 and values.max() <= np.iinfo(np.uint16).max):  # also when it is NaN
+        return False
+    labels = values.astype(np.uint16)
+    n_labels = np.count_nonzero(np.bincount(labels.ravel()))
+    return np.array_equal(labels, values) and n_labels <= MAX_LABELS
 
 
 def _check(volume: Volume) -> None:
     for size, least, axis in zip(volume.data.shape, MIN_SHAPE, ("B-scan", "z", "x"), strict=True):
         if size < least:
             raise InputError(f"only {size} pixels along {axis}, at least {least} are needed")
-    for step, (axis, low, high) in zip(volume.spacing_mm[1:], PLAUSIBLE_SPACING_MM, strict=True):
+    parallel = volume.scan_pattern in ("raster", "vertical") and len(volume.data) > 1
+    axes = PLAUSIBLE_SPACING_MM if parallel else PLAUSIBLE_SPACING_MM[1:]
+    for step, (axis, low, high) in zip(volume.spacing_mm[-len(axes) :], axes, strict=True):
         if not low <= step <= high:  # also when it is NaN
             said = "is not known" if np.isnan(step) else f"is {step:g} mm, which no OCT device has"
             raise InputError(
@@ -97,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("B", "Z", "X"),
         help="between B-scans, z and x, instead of what the file says",
     )
-    parser.add_argument("--annotation", help="lesion mask as NIfTI, same axes as the volume")
+    parser.add_argument("--annotation", help="lesion mask: NIfTI, MetaImage or images")
     parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")
     parser.add_argument("--output", required=True, help="canonical volume, .nii.gz")
 

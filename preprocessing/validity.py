@@ -1,8 +1,10 @@
 """Which pixels the device measured: a registered scan has empty wedges at its borders."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-MIN_RUN_PX = 8  # shorter runs of black at a border are speckle of the vitreous
+MIN_RUN_PX = 8  # shorter runs of black at a border are speckle of the vitreous, which is not white
+MIN_WEDGE_HEIGHT = 1 / 8  # of the depth of the scan, about 0.25 mm: no saturated layer is as thick
 FLOAT_MAX = 1e30  # vendors mark missing linear values by FLT_MAX
 
 
@@ -10,25 +12,49 @@ def find_valid(data: np.ndarray, intensity: str) -> np.ndarray:
     """Return a bool array (b, z, x), False for pixels without a measurement.
 
     Invalid are values that are not finite or FLT_MAX, and runs of pure black or (in display
-    values) pure white of at least `MIN_RUN_PX` that touch the border of the B-scan along z or x.
+    values) pure white of at least `MIN_RUN_PX` that touch the border of the B-scan along z or x;
+    along z also shorter ones of white, as a wedge tapers off. Runs along x count only where they begin on a stretch of border as high as a wedge's: a layer
+    that is saturated, or dark and clipped to black, may leave the picture at its side.
     """
-    valid = np.isfinite(data) & (data < FLOAT_MAX)
-    blanks = [0.0, 1.0] if intensity == "display" else [0.0]
-    for value in blanks:
-        blank = data == np.float32(value)
-        for axis in (1, 2):
-            valid &= ~_border_runs(blank, axis)
+    valid = np.stack([np.abs(bscan) < FLOAT_MAX for bscan in data])
+    blanks = (0, 1) if intensity == "display" else (0,)
+    for step in (1, -1):
+        _mark_along_z(data[:, ::step], valid[:, ::step], blanks)
+        _mark_along_x(data[:, :, ::step], valid[:, :, ::step], blanks)
     return valid
 
 
-def _border_runs(blank: np.ndarray, axis: int) -> np.ndarray:
-    """Return which True pixels belong to a long run along `axis` that starts at either end."""
-    marked = np.zeros_like(blank)
-    for direction in (1, -1):
-        order = [slice(None)] * 3
-        order[axis] = slice(None, None, direction)
-        order = tuple(order)
-        run = np.logical_and.accumulate(blank[order], axis=axis)
-        long_enough = run.sum(axis=axis, keepdims=True) >= MIN_RUN_PX
-        marked[order] |= run & long_enough
-    return marked
+def _mark_along_z(data: np.ndarray, valid: np.ndarray, blanks: tuple[int, ...]) -> None:
+    """Set `valid` False where a column begins with a long run of one blank value."""
+    edge = data[:, 0]
+    running = np.isin(edge, blanks)
+    length = np.zeros(edge.shape, np.int32)
+    for row in range(data.shape[1]):
+        running &= data[:, row] == edge
+        if not running.any():
+            break
+        length += running
+    length[(length < MIN_RUN_PX) & (edge == 0)] = 0
+    for row in range(length.max()):
+        valid[:, row] &= length <= row
+
+
+def _mark_along_x(data: np.ndarray, valid: np.ndarray, blanks: tuple[int, ...]) -> None:
+    """Set `valid` False where a row begins with a long run of one blank value."""
+    edge = data[:, :, :MIN_RUN_PX]
+    rows = np.zeros(edge.shape[:2], bool)
+    for blank in blanks:
+        rows |= (edge == blank).all(axis=2) & _high_enough(edge[:, :, 0] == blank)
+    lines = data[rows]
+    differs = lines != lines[:, :1]
+    length = np.where(differs.any(axis=1), differs.argmax(axis=1), lines.shape[1])
+    valid[rows] &= np.arange(lines.shape[1]) >= length[:, np.newaxis]
+
+
+def _high_enough(border: np.ndarray) -> np.ndarray:
+    """Return which True of `border` (b, z) belong to a high stretch, or to one up to a corner."""
+    height = int(np.ceil(MIN_WEDGE_HEIGHT * border.shape[1]))
+    padded = np.pad(border, ((0, 0), (height, height)), constant_values=True)
+    begins = sliding_window_view(padded, height, axis=1).all(axis=2)
+    begins = np.pad(begins, ((0, 0), (height - 1, height - 1)))
+    return sliding_window_view(begins, height, axis=1).any(axis=2)[:, height:-height]

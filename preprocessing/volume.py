@@ -11,16 +11,21 @@ B-scan on the screen: from temporal to nasal in a right eye (and in a left eye o
 import dataclasses
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
+from preprocessing.untrusted import check_size, parsing
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Header
 
 NOT_EXAMINED = 255  # in NAME.annotation.nii.gz
+MAX_NIFTI_OFFSET = 2**24  # bytes; extensions of a NIfTI header are rarely longer than a page
 # raster: parallel horizontal B-scans; line: one of them
 SCAN_PATTERNS = ("raster", "line", "circle", "radial", "vertical")
 
@@ -185,29 +190,54 @@ def write_nifti(
 def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
     """Read NIfTI (x, z, b) as an array (b, z, x); float32 when `scaled`, else as stored.
 
-    Raises InputError when the file is missing, truncated or not 3-D.
+    Raises InputError when the file is missing, damaged, not 3-D or not gray.
     """
     import nibabel as nib
 
-    try:
-        image = nib.load(path)
-        stored = np.asanyarray(image.dataobj.get_unscaled())
-        slope, intercept = image.dataobj.slope, image.dataobj.inter
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(
-            f"{path}: not a readable NIfTI file ({error}); it is damaged or has another format"
-        ) from error
-    if stored.dtype.fields:
-        raise InputError(f"{path}: a colour image; a volume needs one gray value per voxel")
-    if stored.ndim == 2:
-        stored = stored[:, :, np.newaxis]
-    if stored.ndim != 3:
-        raise InputError(f"{path}: {stored.ndim} dimensions where a volume has 3 (x, z, B-scan)")
+    header = read_nifti_header(path)
+    with parsing(path, "NIfTI file"):
+        slope, intercept = header.get_slope_inter()
+        with nib.openers.ImageOpener(path) as file:
+            stored = header.raw_data_from_fileobj(file)
+            file.read(1)  # at the end of a compressed file, the checksum is compared
+    stored = stored.reshape((*stored.shape, 1, 1)[:3]).T
     if not scaled:
-        return stored.T
-    return np.ascontiguousarray(stored.T, np.float32) * np.float32(slope) + np.float32(intercept)
+        return stored
+    data = np.ascontiguousarray(stored, np.float32)
+    if slope is None or (slope, intercept) == (1, 0):
+        return data
+    with np.errstate(over="ignore", invalid="ignore"):
+        return data * np.float32(slope) + np.float32(intercept)
+
+
+def read_nifti_header(path: str | Path) -> "Nifti1Header":
+    """Read the header alone and check that an array (x, z, b) of gray values may follow it.
+
+    nibabel's own way to it would also read the extensions, however long they say they are.
+    """
+    import nibabel as nib
+
+    with parsing(path, "NIfTI file"):
+        with nib.openers.ImageOpener(path) as file:
+            block = file.read(nib.Nifti2Header.sizeof_hdr)
+        kinds = (nib.Nifti1Header, nib.Nifti2Header)
+        kind = next((kind for kind in kinds if kind.may_contain_header(block)), None)
+        if kind is None:
+            raise ValueError("no NIfTI header")
+        header = kind(block[: kind.sizeof_hdr], check=False)
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        offset = header.get_data_offset()
+        if not kind.sizeof_hdr <= offset <= MAX_NIFTI_OFFSET:
+            raise ValueError(f"its data start at byte {offset}")
+    if dtype.fields:
+        raise InputError(f"{path}: a colour image; a volume needs one gray value per voxel")
+    if dtype.kind not in "iuf":
+        raise InputError(f"{path}: {dtype} values where a volume has real gray values")
+    if any(n != 1 for n in shape[3:]) or len(shape) < 2:
+        raise InputError(f"{path}: {len(shape)} dimensions where a volume has 3 (x, z, B-scan)")
+    compressed = str(path).lower().endswith(".gz")
+    check_size(path, shape, dtype.itemsize, offset, compressed)
+    return header
 
 
 def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:

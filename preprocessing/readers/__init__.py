@@ -8,10 +8,20 @@ load stage, alike for every format. To add a format, write the module and list i
 from pathlib import Path
 
 from preprocessing.errors import InputError
-from preprocessing.readers import heyex, nifti
+from preprocessing.readers import (
+    cirrus,
+    dicom,
+    extras,
+    heyex,
+    images,
+    matlab,
+    metaimage,
+    nifti,
+    vol,
+)
 from preprocessing.volume import Volume
 
-READERS = (heyex, nifti)
+READERS = (heyex, vol, nifti, metaimage, matlab, cirrus, images, dicom, extras)
 
 
 def read_vendor_volume(path: str | Path) -> Volume:

@@ -2,23 +2,29 @@
 
 What the XML says and what is true: image paths are Windows paths of the exporting machine, only
 their base name counts; the B-scan order is `ImageNumber` (0 is the infrared localizer); laterality
-sits under each image; `ScaleX` and `ScaleY` are rounded to 0.1 um.
+sits under each image; `ScaleX` and `ScaleY` are rounded to 0.1 um. A B-scan along a line has
+`Start` and `End`, one along a circle `Start` and `Center` (so LibOctData reads them), in mm on the
+fundus.
 """
 
 import ntpath
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.readers.scan_lines import agreed_mm, lay_out
+from preprocessing.untrusted import parsing
 from preprocessing.volume import Volume
 
 NAME = "HEYEX XML"
 
 # The Spectralis digitises 1.92 mm of depth into 496 pixels; its XML rounds that to 0.0039.
 SPECTRALIS_AXIAL_MM = 1.92 / 496
+MAX_XML_BYTES = 200e6
+MAX_SIDE_PX = 4096  # a B-scan of a Spectralis has up to 1536
 
 
 @dataclass
@@ -27,37 +33,50 @@ class _BScan:
     file: Path
     width: int
     height: int
+    lateral_mm: float
     axial_mm: float
-    line_mm: tuple[float, float, float, float]  # start x, start y, end x, end y
+    circle: bool
+    line_mm: tuple[float, ...]  # start x, start y, end (of a circle: centre) x, y
     laterality: str
+    layers: dict[str, np.ndarray]
 
 
 def matches(path: Path) -> bool:
-    """Tell whether `path` is an XML file or a folder that holds exactly the XML of an export."""
+    """Tell whether `path` is an XML file or a folder that holds one."""
     return path.suffix.lower() == ".xml" or (path.is_dir() and bool(_xml_files(path)))
 
 
 def read(path: Path) -> Volume:
-    """Read an export, given its folder or its XML file.
+    """Read an export, given its folder or its XML file; a circle gets no `bscan_lines_mm`.
 
-    Raises InputError when the XML, a TIFF or the geometry is missing, damaged or not a volume scan.
+    Raises InputError when the XML, a TIFF or the geometry is missing or damaged.
     """
     xml = _only_xml(path) if path.is_dir() else path
     bscans, device = _parse(xml)
-    data = np.stack([_read_tiff(bscan) for bscan in bscans])
+    _check(xml, bscans)
+    first = bscans[0]
     lines = np.array([bscan.line_mm for bscan in bscans])
-    _check_raster(xml, bscans, lines)
-    from_the_top = len(bscans) > 1 and lines[-1, 1] > lines[0, 1]  # y points down the fundus
-    if from_the_top:
-        data, lines = data[::-1], lines[::-1]
+    layout = lay_out(xml, lines, first.width, first.circle)
+    if layout.from_the_top:
+        bscans, lines = bscans[::-1], lines[::-1]
+    data = np.empty((len(bscans), first.height, first.width), np.float32)
+    for bscan, pixels in zip(bscans, data, strict=True):
+        np.divide(_read_tiff(bscan), np.float32(255), out=pixels)
+    rounded = abs(first.axial_mm - SPECTRALIS_AXIAL_MM) < 5e-5
     return Volume(
-        data=data.astype(np.float32) / np.float32(255),
-        spacing_mm=_spacing(xml, bscans, lines),
+        data=data,
+        spacing_mm=(
+            layout.between_mm,
+            SPECTRALIS_AXIAL_MM if rounded else first.axial_mm,
+            agreed_mm(layout.lateral_mm, first.lateral_mm),
+        ),
         valid=np.ones(data.shape, bool),
-        eye=bscans[0].laterality,
+        eye=first.laterality,
         intensity="display",
-        bscan_lines_mm=lines,
-        bscans_reversed=bool(from_the_top),
+        bscan_lines_mm=None if first.circle else lines,
+        bscans_reversed=layout.from_the_top,
+        scan_pattern=layout.pattern,
+        vendor_layers=_layers(bscans),
         device=device,
         source_format=NAME,
     )
@@ -75,22 +94,18 @@ def _only_xml(folder: Path) -> Path:
 
 
 def _parse(xml: Path) -> tuple[list[_BScan], str]:
-    from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import parse
 
-    try:
+    if xml.stat().st_size > MAX_XML_BYTES:
+        raise InputError(f"{xml}: too large for the XML file of an export; export it again")
+    with parsing(xml, "XML file"):
         root = parse(xml).getroot()
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        raise InputError(f"{xml}: not a readable XML file ({error}); export it again") from error
     all_series = list(root.iter("Series"))
     if root.tag != "HEDX" or len(all_series) != 1:
         raise InputError(
-            f"{xml}: not a HEYEX export of one volume ({len(all_series)} series); export each apart"
+            f"{xml}: not a HEYEX export of one scan ({len(all_series)} series); export each apart"
         )
     series = all_series[0]
-    kind = series.findtext("Type", "Volume")
-    if kind != "Volume":
-        raise InputError(f"{xml}: a scan of type '{kind}'; only volume scans can be used")
     names = {file.name.lower(): file for file in xml.parent.iterdir()}
     bscans = [
         _parse_image(xml, image, names)
@@ -114,24 +129,30 @@ def _parse_image(xml: Path, image: Element, names: dict[str, Path]) -> _BScan:
         raise InputError(f"{xml}: B-scan {number} names '{name}', which is not in its folder")
     try:
         context = image.find("OphthalmicAcquisitionContext")
-        line = tuple(
-            float(context.findtext(f"{end}/Coord/{axis}"))
-            for end in ("Start", "End")
-            for axis in ("X", "Y")
-        )
+        circle = context.find("End") is None and context.find("Center") is not None
         return _BScan(
             number=int(number),
             file=names[name.lower()],
             width=int(context.findtext("Width")),
             height=int(context.findtext("Height")),
+            lateral_mm=float(context.findtext("ScaleX")),
             axial_mm=float(context.findtext("ScaleY")),
-            line_mm=line,
+            circle=circle,
+            line_mm=tuple(
+                float(context.findtext(f"{point}/Coord/{axis}"))
+                for point in ("Start", "Center" if circle else "End")
+                for axis in ("X", "Y")
+            ),
             laterality=image.findtext("Laterality", "").strip().upper()[:1],
+            layers={
+                line.findtext("Name"): np.array(line.findtext("Array").split(), np.float32)
+                for line in image.iter("SegLine")
+            },
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{xml}: size, scale or position of B-scan {number} is missing or not a number; "
-            "export the volume again"
+            f"{xml}: size, scale, position or a layer of B-scan {number} is missing or not a "
+            "number; export the scan again"
         ) from error
 
 
@@ -139,45 +160,52 @@ def _read_tiff(bscan: _BScan) -> np.ndarray:
     """Return the (z, x) gray values, uint8; the export writes gray as R = G = B."""
     from PIL import Image
 
-    try:
-        with Image.open(bscan.file) as image:
-            if image.size != (bscan.width, bscan.height):
-                raise InputError(
-                    f"{bscan.file}: {image.size[0]} x {image.size[1]} pixels where the XML says "
-                    f"{bscan.width} x {bscan.height}; export the volume again"
-                )
+    with parsing(bscan.file, "image"), Image.open(bscan.file) as image:
+        size = image.size
+        if size == (bscan.width, bscan.height):
             return np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{bscan.file}: not a readable image ({error}); export it again"
-        ) from error
+    raise InputError(
+        f"{bscan.file}: {size[0]} x {size[1]} pixels where the XML says {bscan.width} x "
+        f"{bscan.height}; export the scan again"
+    )
 
 
-def _check_raster(xml: Path, bscans: list[_BScan], lines: np.ndarray) -> None:
-    """Refuse what would be read in a wrong order: gaps, and lines that do not run along x."""
+def _check(xml: Path, bscans: list[_BScan]) -> None:
+    """Refuse what does not make one volume: gaps, and B-scans of different kinds."""
     numbers = [bscan.number for bscan in bscans]
     expected = list(range(numbers[0], numbers[0] + len(numbers)))
     if numbers != expected:
         odd = next(n for n, e in zip(numbers, expected, strict=True) if n != e)
         raise InputError(f"{xml}: B-scans are missing or doubled around number {odd}; export again")
-    along_x = np.abs(lines[:, 2] - lines[:, 0])
-    if (np.abs(lines[:, 3] - lines[:, 1]) > along_x).any():
-        raise InputError(f"{xml}: its B-scans run vertically; only horizontal ones can be used")
+    if len({bscan.file for bscan in bscans}) < len(bscans):
+        raise InputError(f"{xml}: two B-scans name the same image; export again")
     lateralities = {bscan.laterality for bscan in bscans}
     if len(lateralities) > 1 or not lateralities <= {"R", "L", ""}:
         raise InputError(f"{xml}: laterality is neither R nor L throughout; export again")
-
-
-def _spacing(xml: Path, bscans: list[_BScan], lines: np.ndarray) -> tuple[float, float, float]:
     sizes = {(bscan.width, bscan.height) for bscan in bscans}
     if len(sizes) > 1:
         raise InputError(f"{xml}: B-scans of different sizes {sorted(sizes)}; export them apart")
-    starts, ends = lines[:, :2], lines[:, 2:]
-    lateral = float(np.median(np.linalg.norm(ends - starts, axis=1))) / bscans[0].width
-    axial = bscans[0].axial_mm
-    if abs(axial - SPECTRALIS_AXIAL_MM) < 5e-5:
-        axial = SPECTRALIS_AXIAL_MM
-    between = 0.0
-    if len(bscans) > 1:
-        between = float(np.median(np.linalg.norm(np.diff(starts, axis=0), axis=1)))
-    return between, axial, lateral
+    if not all(0 < side <= MAX_SIDE_PX for side in sizes.pop()):
+        raise InputError(
+            f"{xml}: B-scans of {bscans[0].width} x {bscans[0].height} pixels; export again"
+        )
+    if len({bscan.circle for bscan in bscans}) > 1:
+        raise InputError(f"{xml}: circles and lines in one scan; export each pattern apart")
+    for bscan in bscans:
+        if any(rows.size != bscan.width for rows in bscan.layers.values()):
+            raise InputError(
+                f"{xml}: a layer of B-scan {bscan.number} has not {bscan.width} values; "
+                "export again"
+            )
+
+
+def _layers(bscans: list[_BScan]) -> dict[str, np.ndarray]:
+    """Return the vendor's surfaces (b, x) by name, NaN where a B-scan has none."""
+    names = dict.fromkeys(name for bscan in bscans for name in bscan.layers if name)
+    unknown = np.full(bscans[0].width, np.nan, np.float32)
+    n_z = bscans[0].height
+    layers = {name: np.stack([b.layers.get(name, unknown) for b in bscans]) for name in names}
+    return {
+        name: np.where((rows >= 0) & (rows < n_z), rows, np.float32(np.nan))
+        for name, rows in layers.items()
+    }

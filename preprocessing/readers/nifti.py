@@ -6,10 +6,13 @@ stored; `preprocessing.readers.sidecar` tells what the sidecar may say.
 
 from pathlib import Path
 
+import numpy as np
+
 from preprocessing.readers.sidecar import described_volume
-from preprocessing.volume import Volume, read_nifti
+from preprocessing.volume import Volume, read_nifti, read_nifti_header
 
 NAME = "NIfTI"
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code of the header: metre, micrometre; else mm
 
 
 def matches(path: Path) -> bool:
@@ -17,13 +20,17 @@ def matches(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
+def read_array(path: Path) -> np.ndarray:
+    """Return the values (b, z, x) in the order of the file."""
+    return read_nifti(path)
+
+
 def read(path: Path) -> Volume:
-    """Read an OCT volume; spacing is that of the header, in mm.
+    """Read an OCT volume; spacing is that of the header.
 
     Raises InputError when the file or its sidecar is damaged.
     """
-    import nibabel as nib
-
-    data = read_nifti(path)
-    step_x, step_z, step_b = (*map(float, nib.load(path).header.get_zooms()), 0.0)[:3]
-    return described_volume(path, data, NAME, spacing_mm=(step_b, step_z, step_x))
+    header = read_nifti_header(path)
+    mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    step_x, step_z, step_b = (*(mm * float(step) for step in header.get_zooms()), 0.0)[:3]
+    return described_volume(path, read_array(path), NAME, spacing_mm=(step_b, step_z, step_x))

@@ -5,15 +5,19 @@ For an image file or volume `scan.tif` it is `scan.json` or `scan.yaml`; for a f
 """
 
 import math
+import reprlib
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.untrusted import parsing
+from preprocessing.validity import FLOAT_MAX
 from preprocessing.volume import SCAN_PATTERNS, Volume
 
 FOLDER_STEM = "oct"
 SUFFIXES = (".json", ".yaml", ".yml")
+MAX_BYTES = 2**20
 CHOICES = {
     "laterality": ("R", "L", ""),
     "intensity": ("display", "linear"),
@@ -21,6 +25,7 @@ CHOICES = {
     "scan_pattern": SCAN_PATTERNS,
     "device": None,
     "spacing_mm": None,
+    "shape": None,
 }
 
 
@@ -29,44 +34,56 @@ def described_volume(
     data: np.ndarray,
     source_format: str,
     spacing_mm: tuple[float, float, float] = (math.nan, math.nan, math.nan),
+    bscan_order: str = "inferior-first",
     **known: object,
 ) -> Volume:
     """Return the volume of stored gray values `data` (b, z, x), a sidecar having the last word.
 
-    `known` are attributes of `Volume` that the file tells. Display values are scaled to [0, 1]:
-    8-bit ones by 255, others by their own range.
+    `known` are attributes of `Volume` that the file tells, in its own order of B-scans. Display
+    values are scaled to [0, 1]: 8-bit ones by 255, others by their own range. Values that are not
+    finite, or beyond what vendors mark as missing, are invalid and become 0.
     """
     facts = read_sidecar(path)
+    reverse = facts.get("bscan_order", bscan_order) == "superior-first"
+    if reverse:
+        data = data[::-1]
+        for name in ("annotation", "bscan_lines_mm"):
+            if known.get(name) is not None:
+                known[name] = known[name][::-1]
+        layers = known.get("vendor_layers", {})
+        known["vendor_layers"] = {name: layer[::-1] for name, layer in layers.items()}
+    for attribute, key in (("eye", "laterality"), ("device", "device")):
+        known[attribute] = facts.get(key, known.get(attribute, ""))
     intensity = facts.get("intensity", known.pop("intensity", "display"))
-    reverse = facts.get("bscan_order") == "superior-first"
-    data = data[::-1] if reverse else data
+    pattern = known.pop("scan_pattern", "raster" if len(data) > 1 else "line")
     step_b, step_z, step_x = facts.get("spacing_mm", spacing_mm)
-    known["eye"] = facts.get("laterality", known.get("eye", ""))
-    known["device"] = str(facts.get("device", known.get("device", "")))
-    pattern = "raster" if len(data) > 1 else "line"
+    measured = np.ones(data.shape, bool)
+    if data.dtype.kind == "f":
+        measured = np.abs(data) < FLOAT_MAX  # False for NaN
+        data = np.where(measured, data, data.dtype.type(0))
     return Volume(
-        data=_to_unit_range(data) if intensity == "display" else data.astype(np.float32),
+        data=_to_unit_range(data, measured) if intensity == "display" else data.astype(np.float32),
         spacing_mm=(step_b if len(data) > 1 else 0.0, step_z, step_x),
-        valid=np.isfinite(data),
+        valid=measured,
         intensity=intensity,
-        scan_pattern=facts.get("scan_pattern", known.pop("scan_pattern", pattern)),
+        scan_pattern=facts.get("scan_pattern", pattern),
         bscans_reversed=reverse,
         source_format=source_format,
         **known,
     )
 
 
-def _to_unit_range(data: np.ndarray) -> np.ndarray:
+def _to_unit_range(data: np.ndarray, measured: np.ndarray) -> np.ndarray:
     if data.dtype == np.uint8:
         return data / np.float32(255)
     data = data.astype(np.float32)
-    finite = data[np.isfinite(data)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    low, high = data.min(initial=np.inf, where=measured), data.max(initial=-np.inf, where=measured)
     if low >= 0 and high <= 1:
         return data
     if low >= 0 and high <= 255:
         return data / np.float32(255)
-    return (data - low) / max(high - low, np.finfo(np.float32).tiny)
+    low, high = np.float32(low), np.float32(high)
+    return np.where(measured, (data - low) / max(high - low, np.finfo(np.float32).tiny), 0)
 
 
 def sidecar_of(path: Path) -> Path | None:
@@ -83,8 +100,8 @@ def read_sidecar(path: Path) -> dict:
     """Return what the sidecar of `path` says, {} without one.
 
     Keys, all optional: `laterality` (R or L), `device`, `intensity` (display or linear),
-    `bscan_order` (inferior-first or superior-first), `scan_pattern` (one of `SCAN_PATTERNS`) and
-    `spacing_mm` ([between B-scans, z, x]).
+    `bscan_order` (inferior-first or superior-first), `scan_pattern` (one of `SCAN_PATTERNS`),
+    `spacing_mm` and, for raw cubes, `shape` (both [B-scan, z, x]).
     Raises InputError when it is damaged, or a key or value is unknown.
     """
     file = sidecar_of(path)
@@ -92,33 +109,39 @@ def read_sidecar(path: Path) -> dict:
         return {}
     import yaml
 
-    try:
+    with parsing(file, "sidecar in JSON or YAML"):
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
         facts = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: not valid JSON or YAML ({error})") from error
     if not isinstance(facts, dict):
         raise InputError(f"{file}: must hold keys and values, such as 'laterality: R'")
     for key, value in facts.items():
         if key not in CHOICES:
-            raise InputError(f"{file}: unknown key '{key}'; known keys are {', '.join(CHOICES)}")
-        choices = CHOICES[key]
-        if choices and value not in choices:
-            wanted = " or ".join(choice for choice in choices if choice)
-            raise InputError(f"{file}: '{key}' is {value!r}; it must be {wanted}")
+            known = ", ".join(CHOICES)
+            raise InputError(f"{file}: unknown key {reprlib.repr(key)}; known keys are {known}")
+        if CHOICES[key] and value not in CHOICES[key]:
+            wanted = " or ".join(choice for choice in CHOICES[key] if choice)
+            raise InputError(f"{file}: '{key}' is {reprlib.repr(value)}; it must be {wanted}")
+    if not isinstance(facts.get("device", ""), str):
+        raise InputError(f"{file}: 'device' must be text")
     if "spacing_mm" in facts:
-        facts["spacing_mm"] = _spacing(file, facts["spacing_mm"])
+        facts["spacing_mm"] = _three(file, facts, "spacing_mm", float, "numbers in mm")
+    if "shape" in facts:
+        facts["shape"] = _three(file, facts, "shape", int, "whole numbers")
     return facts
 
 
-def _spacing(file: Path, value: object) -> tuple[float, float, float]:
+def _three(file: Path, facts: dict, key: str, kind: type, meaning: str) -> tuple:
     try:
-        b, z, x = (float(step) for step in value)
-    except (TypeError, ValueError) as error:
+        b, z, x = values = tuple(kind(value) for value in facts[key])
+        if not (math.isfinite(b) and b >= 0 and 0 < z < math.inf and 0 < x < math.inf):
+            raise ValueError("out of range")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{file}: 'spacing_mm' is {value!r}; it must be three numbers in mm: between B-scans, "
-            "z and x"
+            f"{file}: '{key}' is {reprlib.repr(facts[key])}; it must be three {meaning}: "
+            "B-scan, z and x"
         ) from error
-    return b, z, x
+    return values
 
 
 def _without_suffix(path: Path) -> Path:

@@ -1,0 +1,81 @@
+"""Files that nobody has checked: damaged, cut off, or made to exhaust the machine.
+
+A reader asks `check_size` before it reads what a header declares, and lets libraries look into a
+file only inside `parsing`.
+"""
+
+import math
+import textwrap
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from preprocessing.errors import InputError
+
+MAX_VOXELS = 2**29  # the largest scans of today's devices have 500 x 1536 x 500
+MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html
+
+
+def check_size(
+    path: str | Path,
+    shape: tuple[int, ...],
+    itemsize: int,
+    offset: int = 0,
+    compressed: bool = False,
+) -> None:
+    """Refuse an array whose declared size is empty, no OCT volume's or more than its file holds.
+
+    `itemsize` and `offset` are bytes; with `compressed`, the file may hold as much more as deflate
+    can pack into it. Raises InputError.
+    """
+    size = " x ".join(map(str, shape))
+    if min(shape, default=0) < 1 or offset < 0:
+        raise InputError(f"{path}: declares an empty array ({size}); export it again")
+    voxels = math.prod(map(int, shape))
+    if voxels > MAX_VOXELS:
+        raise InputError(
+            f"{path}: declares {size} voxels, more than any OCT volume has; it is damaged"
+        )
+    held = Path(path).stat().st_size * (MAX_DEFLATE_RATIO if compressed else 1)
+    if offset + voxels * itemsize > held:
+        raise InputError(
+            f"{path}: declares {size} values, more than the file holds; it is cut off or damaged, "
+            "copy or export it again"
+        )
+
+
+@contextmanager
+def parsing(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one InputError; mute its warnings.
+
+    Libraries raise nearly every type of exception on damaged input, so the block should hold the
+    library's calls and nothing else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Exception as error:
+        cause = textwrap.shorten(str(error), 160, placeholder="...") or type(error).__name__
+        raise InputError(
+            f"{path}: not a readable {kind} ({cause}); it is damaged or has another format"
+        ) from error
+
+
+def inflate(packed: bytes | memoryview, length: int, wbits: int = zlib.MAX_WBITS) -> bytes:
+    """Return the `length` bytes in `packed`; ValueError or zlib.error where there are not as many.
+
+    Unlike a plain `decompress` with a limit, it reads on to the checksum.
+    """
+    inflater = zlib.decompressobj(wbits)
+    content = inflater.decompress(packed, length)
+    rest = inflater.decompress(inflater.unconsumed_tail, 1)
+    if len(content) < length or rest or not inflater.eof:
+        raise ValueError("compressed data that are cut off or of another length")
+    return content

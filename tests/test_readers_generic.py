@@ -1,0 +1,440 @@
+"""A known pattern written in each format comes back in canonical order, and stays so on disk."""
+
+import json
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from preprocessing.errors import InputError
+from preprocessing.load import canonical, read_annotation
+from preprocessing.readers import cirrus, read_vendor_volume
+from preprocessing.readers.sidecar import sidecar_of
+from preprocessing.volume import Volume, read_volume, write_nifti
+
+SHAPE = (5, 70, 40)
+B, Z, X = np.indices(SHAPE)
+PATTERN = ((97 * B + 13 * Z + 5 * X) % 251 + 1).astype(np.uint8)  # equal in no other order
+SPACING = (0.12, 0.004, 0.012)
+UNKNOWN = (np.nan, np.nan, np.nan)
+MATLAB = np.moveaxis(PATTERN, 0, 2)  # (z, x, b)
+
+
+def nifti(folder, name="v.nii.gz", gray=PATTERN):
+    write_nifti(gray, folder / name, np.diag([*SPACING[::-1], 1]))
+    return folder / name
+
+
+def nifti_plain(folder):
+    return nifti(folder, "v.nii")
+
+
+def nifti_in_um(folder):
+    import nibabel as nib
+
+    image = nib.Nifti2Image(PATTERN.T.astype(np.int16), np.diag([12.0, 4.0, 120.0, 1]))
+    image.header.set_xyzt_units("micron")
+    image.to_filename(folder / "v.nii.gz")
+    return folder / "v.nii.gz"
+
+
+def tiff_stack(folder, gray=PATTERN, name="v.tif", **options):
+    first, *rest = (Image.fromarray(bscan) for bscan in gray)
+    first.save(folder / name, save_all=True, append_images=rest, **options)
+    return folder / name
+
+
+def tiff_lzw_as_rgb(folder):
+    return tiff_stack(folder, np.repeat(PATTERN[..., None], 3, 3), compression="tiff_lzw")
+
+
+def tiff_float(folder):
+    return tiff_stack(folder, PATTERN / np.float32(255))
+
+
+def image_folder(folder, suffix=".png", first=8, gray=PATTERN):
+    folder = folder / "scans"
+    folder.mkdir()
+    for b, bscan in enumerate(gray):
+        Image.fromarray(bscan).save(folder / f"eye_scan{first + b}{suffix}")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / ".hidden.png").write_bytes(b"x")
+    return folder
+
+
+def bmp_folder(folder):
+    return image_folder(folder, ".bmp")
+
+
+def metaimage(folder, name="v.mhd", local=False, packed=False, gray=PATTERN):
+    content = gray.tobytes()
+    content = zlib.compress(content) if packed else content
+    data_file = "LOCAL" if local else "v.zraw" if packed else "v.raw"
+    kind = {"u1": "MET_UCHAR", "u2": "MET_USHORT", "i2": "MET_SHORT", "f4": "MET_FLOAT"}
+    header = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\n"
+        f"BinaryDataByteOrderMSB = {gray.dtype.byteorder == '>'}\nCompressedData = {packed}\n"
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 0.012 0.004 0.12\n"
+        f"DimSize = {' '.join(map(str, gray.shape[::-1]))}\n"
+        f"ElementType = {kind[gray.dtype.str[1:]]}\nElementDataFile = {data_file}\n"
+    ).encode()
+    (folder / name).write_bytes(header + (content if local else b""))
+    if not local:
+        (folder / data_file).write_bytes(content)
+    return folder / name
+
+
+def metaimage_packed(folder):
+    return metaimage(folder, packed=True)
+
+
+def metaimage_one_file(folder):
+    return metaimage(folder, "v.mha", local=True, gray=PATTERN.astype(">i2"))
+
+
+def chiu():
+    n_b = SHAPE[0]
+    layers = np.arange(8.0)[:, None, None] + np.arange(n_b) + np.ones((1, SHAPE[2], 1))
+    fluid = np.zeros(MATLAB.shape)
+    fluid[20:30, 5:9, 1] = 3
+    fluid[:, :, 2] = np.nan
+    return {
+        "images": MATLAB.astype(float),
+        "manualLayers1": layers,
+        "manualFluid1": fluid,
+        "automaticFluidDME": fluid,
+    }
+
+
+def matlab(folder):
+    savemat(folder / "v.mat", chiu(), do_compression=True)
+    return folder / "v.mat"
+
+
+def matlab_73(folder):
+    with h5py.File(folder / "v.mat", "w", userblock_size=512) as file:
+        for name, values in chiu().items():
+            file.create_dataset(name, data=values.T, compression="gzip")
+    return folder / "v.mat"
+
+
+def matlab_amd(folder):
+    maps = np.arange(3.0) + 10 * np.arange(SHAPE[0])[:, None, None] + np.zeros((1, SHAPE[2], 1))
+    savemat(folder / "v.mat", {"images": MATLAB, "layerMaps": maps + 1, "Age": 70})
+    return folder / "v.mat"
+
+
+def matlab_vol(folder, **header):
+    scans = {f"B{b}": bscan / np.float32(255) for b, bscan in enumerate(PATTERN)}
+    fields = {"Distance": 0.12, "ScaleZ": 0.004, "ScaleX": 0.012, "ScanPosition": "OD  "}
+    savemat(folder / "v.mat", scans | fields | {"PatientID": "Zyxwvut"} | header)
+    return folder / "v.mat"
+
+
+def cirrus_cube(folder):
+    path = folder / "P1_Macular Cube 512x128_1-2-2020_3-4-5_OS_sn1_cube_raw.img"
+    path.write_bytes(PATTERN[:, ::-1, ::-1].tobytes())
+    return path
+
+
+def opt(folder, gray=PATTERN, rows=None, **changes):
+    """Write a DICOM OPT file; `rows` is where each B-scan lies on the fundus image."""
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.OphthalmicTomographyImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = Dataset()
+    data.file_meta = meta
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
+    data.PatientName, data.PatientID, data.Modality = "Zyxwvut^A", "Zyxwvut", "OPT"
+    data.Manufacturer, data.ManufacturerModelName = "Maker", "Model"
+    data.NumberOfFrames, data.Rows, data.Columns = gray.shape
+    data.BitsAllocated = data.BitsStored = 8 * gray.itemsize
+    data.HighBit, data.SamplesPerPixel, data.PixelRepresentation = data.BitsStored - 1, 1, 0
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.ImageLaterality = "L"
+    measures, orientation, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = [SPACING[1], SPACING[2]]
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    data.SharedFunctionalGroupsSequence = [shared]
+    data.PerFrameFunctionalGroupsSequence = []
+    rows = rows or [[500 - 10 * b, 20, 500 - 10 * b, 400] for b in range(len(gray))]
+    for b, row in enumerate(rows):
+        frame, position, place = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [0, 0, -SPACING[0] * b]
+        place.ReferenceCoordinates = row
+        frame.PlanePositionSequence = [position]
+        frame.OphthalmicFrameLocationSequence = [place]
+        data.PerFrameFunctionalGroupsSequence.append(frame)
+    data.PixelData = gray.tobytes()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(folder / "v.dcm", enforce_file_format=True)
+    return folder / "v.dcm"
+
+
+# writer: (spacing in mm, eye)
+FORMATS = {
+    nifti: (SPACING, ""),
+    nifti_plain: (SPACING, ""),
+    nifti_in_um: (SPACING, ""),
+    tiff_stack: (UNKNOWN, ""),
+    tiff_lzw_as_rgb: (UNKNOWN, ""),
+    tiff_float: (UNKNOWN, ""),
+    image_folder: (UNKNOWN, ""),
+    bmp_folder: (UNKNOWN, ""),
+    metaimage: (SPACING, ""),
+    metaimage_packed: (SPACING, ""),
+    metaimage_one_file: (SPACING, ""),
+    matlab: ((0.123, 0.00387, 0.01133), ""),
+    matlab_73: ((0.123, 0.00387, 0.01133), ""),
+    matlab_amd: (UNKNOWN, ""),
+    matlab_vol: (SPACING, "R"),
+    cirrus_cube: ((6 / 5, 2 / 70, 6 / 40), "L"),
+    opt: (SPACING, "L"),
+}
+
+
+@pytest.fixture(params=FORMATS, ids=lambda writer: writer.__name__)
+def written(request, tmp_path, monkeypatch):
+    """A file of the pattern, the spacing and the eye that it tells."""
+    monkeypatch.setitem(cirrus.CUBES, "512x128", SHAPE)
+    return request.param(tmp_path), *FORMATS[request.param]
+
+
+def describe(path, **facts):
+    stem = path / "oct" if path.is_dir() else path.with_name(path.name.removesuffix(".gz"))
+    (stem if path.is_dir() else stem.with_suffix("")).with_suffix(".yaml").write_text(
+        json.dumps(facts)
+    )
+
+
+def gray_of(volume):
+    return np.rint(volume.data * 255)
+
+
+def test_every_format_is_read_in_canonical_order(written):
+    path, spacing, eye = written
+    volume = read_vendor_volume(path)
+    np.testing.assert_array_equal(gray_of(volume), PATTERN)
+    np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-6)
+    assert (volume.eye, volume.bscans_reversed, volume.scan_pattern) == (eye, False, "raster")
+    assert volume.valid.all()
+
+
+def test_a_sidecar_has_the_last_word(written):
+    path, _, _ = written
+    describe(path, bscan_order="superior-first", laterality="R", spacing_mm=[0.2, 0.003, 0.01])
+    volume = read_vendor_volume(path)
+    np.testing.assert_array_equal(gray_of(volume), PATTERN[::-1])
+    assert volume.bscans_reversed
+    assert (volume.eye, volume.spacing_mm) == ("R", (0.2, 0.003, 0.01))
+
+
+def test_every_format_survives_load_and_the_disk(written, tmp_path):
+    from preprocessing.cli import run_command
+
+    path, _, _ = written
+    out = tmp_path / "out" / "v.nii.gz"
+    arguments = ["load", "--input", path, "--volume", "v", "--patient", "p", "--output", out]
+    arguments += ["--spacing-um", 120, 4, 12]
+    assert run_command("preprocessing", {"load": ""}, list(map(str, arguments))) == 0
+    again, volume = read_volume(out), read_vendor_volume(path)
+    np.testing.assert_array_equal(gray_of(again), PATTERN)
+    assert again.vendor_layers.keys() == volume.vendor_layers.keys()
+    if volume.annotation is not None:
+        np.testing.assert_array_equal(again.annotation, volume.annotation)
+    assert b"Zyxwvut" not in out.with_name("v.json").read_bytes()
+
+
+def test_layers_and_fluid_of_chiu_turn_with_their_bscans(tmp_path):
+    path = matlab(tmp_path)
+    volume = read_vendor_volume(path)
+    assert (volume.vendor_layers["grader1_ILM"] == np.arange(5)[:, None]).all()  # counted from 0
+    assert (volume.vendor_layers["grader1_BM"] == 7 + np.arange(5)[:, None]).all()
+    assert volume.annotation[1, 20:30, 5:9].all()
+    assert np.nansum(volume.annotation) == 40
+    assert np.isnan(volume.annotation[2]).all()
+    describe(path, bscan_order="superior-first")
+    turned = read_vendor_volume(path)
+    np.testing.assert_array_equal(turned.annotation, volume.annotation[::-1])
+    np.testing.assert_array_equal(
+        turned.vendor_layers["grader1_ILM"], volume.vendor_layers["grader1_ILM"][::-1]
+    )
+
+
+def test_layers_of_farsiu(tmp_path):
+    layers = read_vendor_volume(matlab_amd(tmp_path)).vendor_layers
+    assert list(layers) == ["ILM", "RPEDC", "BM"]
+    assert (layers["BM"] == 2 + 10 * np.arange(5)[:, None]).all()
+
+
+def test_a_circle_is_marked(tmp_path):
+    volume = read_vendor_volume(matlab_vol(tmp_path, ScanPattern=2))
+    assert (volume.scan_pattern, volume.intensity) == ("circle", "linear")
+
+
+def test_real_circle_scan(real_data):
+    volume = read_vendor_volume(real_data / "circular_9boundaries" / "circularScan.mat")
+    assert volume.data.shape == (1, 496, 768)
+    assert (volume.scan_pattern, volume.eye, volume.intensity) == ("circle", "R", "linear")
+    # 12 degrees are about 3.4 mm across
+    assert 768 * volume.spacing_mm[2] == pytest.approx(np.pi * 3.47, rel=0.01)
+    above, below = (
+        volume.data[0, np.rint(volume.vendor_layers["ILM"][0]).astype(int) + dz, np.arange(768)]
+        for dz in (-6, 4)
+    )
+    assert np.median(below) > 5 * np.median(above)
+
+
+def test_real_tiff_stack(real_data):
+    volume = read_vendor_volume(real_data / "macular_hole_stack" / "mh.tif")
+    assert volume.data.shape == (49, 200, 200)
+    # the hole is in the middle of the volume and opens to the vitreous
+    depth = volume.data[:, :140].mean(axis=1)
+    assert depth[22:27, 90:110].mean() < 0.6 * depth[:5].mean()
+    with pytest.raises(InputError, match="spacing is not known"):
+        canonical(volume, False)
+
+
+def test_sixteen_bits_keep_their_order(tmp_path):
+    gray = PATTERN.astype(np.uint16) * 200
+    volume = read_vendor_volume(tiff_stack(tmp_path, gray))
+    np.testing.assert_allclose(volume.data, (gray - 200) / (gray.max() - 200), atol=1e-6)
+
+
+def test_missing_values_are_invalid_and_do_not_stretch_the_others(tmp_path):
+    gray = 1000 * PATTERN.astype(np.float32)
+    gray[0, 0, :4] = np.nan, np.inf, -np.inf, 3.4e38
+    volume = read_vendor_volume(nifti(tmp_path, gray=gray))
+    assert (~volume.valid).sum() == 4
+    assert np.isfinite(volume.data).all()
+    np.testing.assert_allclose(np.rint(1 + 250 * volume.data)[volume.valid], PATTERN[volume.valid])
+
+
+def test_a_single_image_is_a_line(tmp_path):
+    volume = read_vendor_volume(tiff_stack(tmp_path, PATTERN[:1], "v.png"))
+    assert (volume.scan_pattern, volume.spacing_mm[0]) == ("line", 0)
+
+
+def test_cirrus_needs_a_name_or_a_sidecar(tmp_path):
+    disc = tmp_path / "P1_Optic Disc Cube 200x200_1-2-2020_3-4-5_OD_sn1_cube_z.img"
+    disc.write_bytes(PATTERN.tobytes())
+    with pytest.raises(InputError, match="optic disc"):
+        read_vendor_volume(disc)
+    unnamed = disc.with_name("cube.img")
+    unnamed.write_bytes(PATTERN[:, ::-1, ::-1].tobytes())
+    with pytest.raises(InputError, match="'shape' and 'spacing_mm'"):
+        read_vendor_volume(unnamed)
+    describe(unnamed, shape=SHAPE, spacing_mm=SPACING)
+    volume = read_vendor_volume(unnamed)
+    np.testing.assert_array_equal(gray_of(volume), PATTERN)
+    assert volume.spacing_mm == SPACING
+    describe(unnamed, shape=[5, 70, 39])
+    with pytest.raises(InputError, match="its size is not"):
+        read_vendor_volume(unnamed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pattern", "reverse"),
+    [
+        ([[10 * b, 0, 10 * b, 400] for b in range(5)], "raster", True),
+        ([[400, 10 * b, 0, 10 * b] for b in range(5)], "vertical", False),
+        ([[0, 0, 1, 400]] * 4 + [[0, 200, 400, 200]], "radial", False),
+    ],
+)
+def test_dicom_tells_how_the_bscans_lie(tmp_path, rows, pattern, reverse):
+    volume = read_vendor_volume(opt(tmp_path, rows=rows))
+    assert volume.scan_pattern == pattern
+    np.testing.assert_array_equal(gray_of(volume), PATTERN[::-1] if reverse else PATTERN)
+    assert volume.device == "Maker Model"
+
+
+def test_dicom_monochrome1_and_rescale(tmp_path):
+    negative = opt(tmp_path, 255 - PATTERN, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(gray_of(read_vendor_volume(negative)), PATTERN)
+    scaled = opt(tmp_path, PATTERN // 2, RescaleSlope=2, RescaleIntercept=1)
+    np.testing.assert_array_equal(gray_of(read_vendor_volume(scaled)), PATTERN // 2 * 2 + 1)
+
+
+def test_compressed_dicom_is_read_or_names_what_is_missing(tmp_path):
+    import pydicom
+
+    path = opt(tmp_path)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(gray_of(read_vendor_volume(path)), PATTERN)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="not a readable DICOM file"):
+        read_vendor_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "no Ophthalmic Tomography"),
+        ({"rows": [[b, 400, b, 0] for b in range(5)]}, "right to left"),
+        ({"rows": [[b % 2, 0, b % 2, 400] for b in range(5)]}, "not in the order"),
+        ({"NumberOfFrames": 6}, "more than the file holds"),
+    ],
+)
+def test_dicom_that_cannot_be_used(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_vendor_volume(opt(tmp_path, **changes))
+
+
+def test_dicom_spacing_no_device_has_is_refused(tmp_path):
+    path = opt(tmp_path)
+    volume = read_vendor_volume(path).replace(spacing_mm=(0.1, 0.004, 300.0))
+    with pytest.raises(InputError, match="300 mm, which no OCT device has"):
+        canonical(volume, False)
+
+
+def test_dicom_without_pydicom_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    path = opt(tmp_path)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InputError, match=r"oct-anogan\[dicom\]"):
+        read_vendor_volume(path)
+
+
+def a_volume():
+    return Volume(PATTERN / np.float32(255), SPACING, np.ones(SHAPE, bool))
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 1, 2, 3)])
+@pytest.mark.parametrize("writer", [nifti, tiff_stack, image_folder, metaimage])
+def test_masks_come_in_many_formats(tmp_path, writer, values):
+    mask = np.zeros(SHAPE, np.uint8)
+    for place, value in enumerate(values[1:]):
+        mask[1, 10 + place, 5] = value
+    path = writer(tmp_path, gray=mask)
+    read = read_annotation(path, a_volume())
+    np.testing.assert_array_equal(read, mask > 0)
+    # a mask is drawn in the order of the export, which the reader may have turned
+    turned = read_annotation(path, a_volume().replace(bscans_reversed=True))
+    np.testing.assert_array_equal(turned, (mask > 0)[::-1])
+
+
+@pytest.mark.parametrize("writer", [nifti, tiff_stack, metaimage])
+def test_gray_images_are_no_masks(tmp_path, writer):
+    with pytest.raises(InputError, match="must be a mask"):
+        read_annotation(writer(tmp_path), a_volume())
+
+
+def test_the_sidecar_of_a_folder_is_inside(tmp_path):
+    folder = image_folder(tmp_path)
+    assert sidecar_of(folder) is None
+    describe(folder, laterality="L")
+    assert sidecar_of(folder) == folder / "oct.yaml"
