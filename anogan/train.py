@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from anogan.progress import progress
 from preprocessing import __version__
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
-from preprocessing.patch_file import open_patches, read_index
+from preprocessing.patch_file import MappedPatches, open_patches, read_index
 from preprocessing.seeds import derive_seed
 
 HISTORY_ROWS = 200
@@ -74,7 +75,7 @@ def gan_step(
 
 
 def train(
-    patches: np.ndarray,
+    patches: np.ndarray | MappedPatches,
     architecture: Architecture,
     settings: TrainingSettings,
     seed: int,
@@ -90,16 +91,16 @@ def train(
         torch.optim.Adam(network.parameters(), settings.learning_rate, (settings.beta1, 0.999))
         for network in (generator, discriminator)
     )
-    data = torch.from_numpy(patches).to(device)
-    batch = min(settings.batch_size, len(data))
-    steps = max(1, round(settings.epochs * len(data) / batch))
+    fetch = _fetcher(patches, device)
+    batch = min(settings.batch_size, len(patches))
+    steps = max(1, round(settings.epochs * len(patches) / batch))
     randomness = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     log_every = max(1, steps // HISTORY_ROWS)
 
     history, recent, logged_at = [], [], time.monotonic()
-    batches = _shuffled_batches(len(data), batch, randomness)
+    batches = _shuffled_batches(len(patches), batch, randomness)
     for step in progress(range(1, steps + 1), steps, "train"):
-        real = data[next(batches)].float().unsqueeze(1)
+        real = fetch(next(batches)).float().unsqueeze(1)
         z = torch.rand(batch, architecture.latent, generator=randomness).mul_(2).sub_(1)
         recent.append(gan_step(generator, discriminator, optimisers, real, z.to(device)))
         if step % log_every == 0 or step == steps:
@@ -111,10 +112,23 @@ def train(
                 )
             now = time.monotonic()
             rate = len(recent) * batch / (now - logged_at)
-            epoch = step * batch / len(data)
+            epoch = step * batch / len(patches)
             history.append({"step": step, "epoch": epoch, **means, "patches_per_s": rate})
             recent, logged_at = [], now
     return generator.eval(), discriminator.eval(), history
+
+
+def _fetcher(
+    patches: np.ndarray | MappedPatches, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from row numbers (n,) to patches (n, size, size) on `device`.
+
+    A GPU holds all of them, as it would wait for the disk; a CPU leaves them there.
+    """
+    if device.type == "cpu":
+        return lambda rows: torch.from_numpy(patches[rows.numpy()])
+    data = torch.from_numpy(patches[:]).to(device)
+    return lambda rows: data[rows]
 
 
 def _shuffled_batches(n: int, batch: int, randomness: torch.Generator):
@@ -147,8 +161,8 @@ def save_grid(patches: np.ndarray, path: Path) -> None:
         Image.fromarray(grid).save(temporary)
 
 
-def read_healthy(path: str) -> tuple[np.ndarray, dict]:
-    """Return the patches (n, size, size) float16 and what the model must remember of them."""
+def read_healthy(path: str) -> tuple[MappedPatches, dict]:
+    """Return the patches (n, size, size), left on the disk, and what the model must remember."""
     with open_patches(path) as file:
         index = read_index(file)
         if not (index["label"] == 0).all():
@@ -161,7 +175,7 @@ def read_healthy(path: str) -> tuple[np.ndarray, dict]:
             "n_patients": int(index["patient"].nunique()),
             "preprocessing": _common_preprocessing(path, file),
         }
-        return file["patches"][:], facts
+        return MappedPatches(file), facts
 
 
 def _common_preprocessing(path: str, file: h5py.File) -> dict:

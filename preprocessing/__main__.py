@@ -12,7 +12,9 @@ COMMANDS = {
     "segment": "Find ILM, RPE and Bruch's membrane.",
     "qc": "Judge and draw the layers of a volume, for a person to look at.",
     "flatten": "Flatten the retina to Bruch's membrane.",
+    "prepare": "Do all from load to flatten in one go, for one volume by hand.",
     "patches": "Cut random patches from flattened volumes into one HDF5 file.",
+    "native": "Bring a map of the flat retina back to the native B-scans.",
 }
 
 if __name__ == "__main__":

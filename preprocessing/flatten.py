@@ -75,14 +75,28 @@ def flatten(volume: Volume, geometry: Geometry, n_rows: int) -> Volume:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the stage's options."""
-    parser.add_argument("--input", required=True, help="resampled volume, .nii.gz")
-    parser.add_argument("--layers", required=True, help="layers.npz of that volume")
+def flatten_by(volume: Volume, layers: Layers, args: argparse.Namespace) -> tuple[Volume, Geometry]:
+    """Return the flat volume and its geometry by the options of `add_options`."""
+    geometry = flat_geometry(layers, volume, args.mode, args.above_um, args.thickness_um)
+    n_rows = round((args.above_um + args.below_um) / (1000 * volume.spacing_mm[1]))
+    used = {name: getattr(args, name) for name in ("mode", "above_um", "below_um", "thickness_um")}
+    flat = flatten(volume, geometry, n_rows)
+    return flat.replace(parameters={**flat.parameters, "flatten": used}), geometry
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is made level and kept."""
     parser.add_argument("--mode", choices=["bm", "both"], default="bm", help="what is made level")
     parser.add_argument("--above-um", type=float, default=650, help="kept above BM")
     parser.add_argument("--below-um", type=float, default=150, help="kept below BM")
     parser.add_argument("--thickness-um", type=float, default=320, help="retina in mode both")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="resampled volume, .nii.gz")
+    parser.add_argument("--layers", required=True, help="layers.npz of that volume")
+    add_options(parser)
     parser.add_argument("--output", required=True, help="flat volume, .nii.gz")
 
 
@@ -95,11 +109,12 @@ def command(args: argparse.Namespace) -> str:
             f"{args.layers}: layers of shape {layers.bm.shape} do not fit {args.input}; "
             "rerun the stage segment"
         )
-    geometry = flat_geometry(layers, volume, args.mode, args.above_um, args.thickness_um)
-    n_rows = round((args.above_um + args.below_um) / (1000 * volume.spacing_mm[1]))
-    used = {name: getattr(args, name) for name in ("mode", "above_um", "below_um", "thickness_um")}
-    flat = flatten(volume, geometry, n_rows)
-    flat = flat.replace(parameters={**flat.parameters, "flatten": used})
+    flat, geometry = flatten_by(volume, layers, args)
     write_geometry(geometry, geometry_path(args.output))
     write_volume(flat, args.output)
-    return f"{flat.volume}: {n_rows} rows, {flat.valid.mean():.1%} of the pixels valid"
+    return summary(flat)
+
+
+def summary(flat: Volume) -> str:
+    """Return one line about a flat volume."""
+    return f"{flat.volume}: {flat.data.shape[1]} rows, {flat.valid.mean():.1%} of the pixels valid"

@@ -43,6 +43,25 @@ class Geometry:
         return b, (np.asarray(z) - self.z_offset[b, c]) / self.z_scale[b, c], c
 
 
+def vendor_order(
+    b: np.ndarray,
+    x: np.ndarray,
+    native_shape: tuple[int, int, int],
+    mirrored: bool,
+    bscans_reversed: bool,
+) -> tuple:
+    """Return (b, x) in the order of the vendor's file of pixels of the volume as loaded.
+
+    It is its own inverse. The arguments are the attributes of the `Volume`, also stored in patch
+    files; z is the same in both.
+    """
+    n_b, _, n_x = native_shape
+    return (
+        n_b - 1 - np.asarray(b) if bscans_reversed else b,
+        n_x - 1 - np.asarray(x) if mirrored else x,
+    )
+
+
 FIELDS = ("z_offset", "z_scale", "x_factor", "ilm", "rpe", "bm")
 
 

@@ -105,9 +105,27 @@ def _settle_eye(in_file: str, in_sheet: str) -> str:
     return in_file or in_sheet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the stage's options."""
-    parser.add_argument("--input", required=True, help="file or folder of the vendor")
+def load(args: argparse.Namespace) -> Volume:
+    """Return the canonical volume of the options of `add_options`, and of `args.input`.
+
+    Raises InputError when the file is missing, damaged, or not a usable OCT scan.
+    """
+    volume = read_vendor_volume(args.input)
+    if args.spacing_um:
+        step_b, step_z, step_x = (um / 1000 for um in args.spacing_um)
+        volume = volume.replace(spacing_mm=(step_b, step_z, step_x))
+    if args.annotation:
+        volume = volume.replace(annotation=read_annotation(args.annotation, volume))
+    try:
+        volume = volume.replace(eye=_settle_eye(volume.eye, args.eye))
+        volume = volume.replace(volume=args.volume, patient=args.patient)
+        return canonical(volume, args.mirror_left_eyes)
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}") from error
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how a file is read."""
     parser.add_argument("--volume", required=True, help="id from the sample sheet")
     parser.add_argument("--patient", required=True, help="id from the sample sheet")
     parser.add_argument("--eye", default="", choices=["R", "L", ""], help="when the file is silent")
@@ -120,23 +138,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--annotation", help="lesion mask: NIfTI, MetaImage or images")
     parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="file or folder of the vendor")
+    add_options(parser)
     parser.add_argument("--output", required=True, help="canonical volume, .nii.gz")
 
 
 def command(args: argparse.Namespace) -> str:
     """Read, check and write one volume."""
-    volume = read_vendor_volume(args.input)
-    if args.spacing_um:
-        step_b, step_z, step_x = (um / 1000 for um in args.spacing_um)
-        volume = volume.replace(spacing_mm=(step_b, step_z, step_x))
-    if args.annotation:
-        volume = volume.replace(annotation=read_annotation(args.annotation, volume))
-    try:
-        volume = volume.replace(eye=_settle_eye(volume.eye, args.eye))
-        volume = volume.replace(volume=args.volume, patient=args.patient)
-        volume = canonical(volume, args.mirror_left_eyes)
-    except InputError as error:
-        raise InputError(f"{args.input}: {error}") from error
+    volume = load(args)
     write_volume(volume, args.output)
     return (
         f"{args.volume}: {volume.source_format}, {' x '.join(map(str, volume.data.shape))} "

@@ -1,22 +1,28 @@
 """The HDF5 file of patches: written in constant memory, read in any order.
 
 `patches` (n, size, size) float16 gray values in [-1, 1]; `masks` the same shape, uint8: 1 lesion,
-0 none, 255 not examined; `index` a table with a row per patch; `geometry/<volume>` all that maps a
-pixel back to the volume as loaded (see `preprocessing.geometry`).
+0 none, 255 not examined (takes no space where nobody looked); `index` a table with a row per patch;
+`geometry/<volume>` all that maps a pixel back to the volume as loaded and to the vendor's file (see
+`preprocessing.geometry`).
 """
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
 from preprocessing.geometry import FIELDS, Geometry
+from preprocessing.volume import NOT_EXAMINED
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT = h5py.string_dtype("utf-8", 64)
 INDEX_DTYPE = np.dtype(
@@ -46,26 +52,33 @@ class PatchWriter:
     def __init__(self, path: str | Path, size: int) -> None:
         self.size = size
         self._target = atomic_path(path)
-        self._file = h5py.File(self._target.__enter__(), "w")
+        # without a cache, HDF5 passes whole chunks and parts of them straight on to the file
+        self._file = h5py.File(self._target.__enter__(), "w", rdcc_nbytes=0)
         per_chunk = max(1, CHUNK_BYTES // (2 * size * size))
         shape = {"shape": (0, size, size), "maxshape": (None, size, size)}
         chunks = (per_chunk, size, size)
-        self._file.create_dataset("patches", dtype=np.float16, chunks=chunks, **shape)
         self._file.create_dataset(
-            "masks", dtype=np.uint8, chunks=chunks, compression="gzip", compression_opts=1, **shape
+            "patches", dtype=np.float16, chunks=chunks, fill_time="never", **shape
+        )
+        self._file.create_dataset(
+            "masks", dtype=np.uint8, chunks=chunks, fillvalue=NOT_EXAMINED, **shape
         )
         self._file.create_dataset("index", (0,), INDEX_DTYPE, maxshape=(None,), chunks=(4096,))
 
     def __enter__(self) -> "PatchWriter":
         return self
 
-    def append(self, patches: np.ndarray, masks: np.ndarray, index: np.ndarray) -> None:
-        """Append n patches and masks (n, size, size) and their index (n,) of `INDEX_DTYPE`."""
+    def append(self, patches: np.ndarray, masks: np.ndarray | None, index: np.ndarray) -> None:
+        """Append n patches and masks (n, size, size) and their index (n,) of `INDEX_DTYPE`.
+
+        Masks None says that nobody examined these patches.
+        """
+        start = len(self)
         for name, rows in (("patches", patches), ("masks", masks), ("index", index)):
             dataset = self._file[name]
-            start = len(dataset)
-            dataset.resize(start + len(rows), axis=0)
-            dataset[start:] = rows
+            dataset.resize(start + len(patches), axis=0)
+            if rows is not None:
+                dataset[start:] = rows
 
     def add_geometry(self, volume: str, geometry: Geometry, facts: dict) -> None:
         """Store the geometry of `volume` and `facts` about it (numbers, strings or tuples)."""
@@ -111,9 +124,61 @@ def open_patches(path: str | Path) -> Iterator[h5py.File]:
         yield file
 
 
-def read_index(file: h5py.File) -> pd.DataFrame:
+class MappedPatches:
+    """The patches of a file as an array whose rows are read from the disk when asked for.
+
+    `mapped[rows]` is (k, size, size) for row numbers or a slice, in any order; the file may be
+    closed by then. h5py takes 50 times as long to find scattered rows.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        dataset = file["patches"]
+        if not dataset.chunks or dataset.id.get_create_plist().get_nfilters():
+            raise InputError(f"{file.filename}: compressed or repacked; rerun the stage patches")
+        self.shape, self.dtype = dataset.shape, dataset.dtype
+        self._per_chunk = dataset.chunks[0]
+        self._starts = np.zeros(-(-len(self) // self._per_chunk), np.int64)
+
+        def remember(chunk: h5py.h5d.StoreInfo) -> None:
+            self._starts[chunk.chunk_offset[0] // self._per_chunk] = chunk.byte_offset
+
+        dataset.id.chunk_iter(remember)
+        self._bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        with open(file.filename, "rb") as content:
+            self._map = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+        self._at_byte = np.lib.stride_tricks.sliding_window_view(
+            np.frombuffer(self._map, np.uint8), self._bytes
+        )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(self):
+            raise IndexError(f"rows outside 0..{len(self) - 1}")
+        chunk, within = np.divmod(rows, self._per_chunk)
+        places = self._starts[chunk] + within * self._bytes
+        for place in places.tolist():  # asked for all at once, the disk need not be waited for
+            page = place - place % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, place - page + self._bytes)
+        return self._at_byte[places].view(self.dtype).reshape(-1, *self.shape[1:])
+
+
+def read_geometry_of(file: h5py.File, volume: str) -> tuple[Geometry, dict]:
+    """Return the geometry of `volume` in an open patch file, and the facts stored with it."""
+    group = file["geometry"][volume]
+    fields = {name: group[name][()] for name in FIELDS}
+    return Geometry(**{**fields, "x_factor": float(fields["x_factor"])}), dict(group.attrs)
+
+
+def read_index(file: h5py.File) -> "pd.DataFrame":
     """Return the index of an open patch file, one row per patch, text as str."""
-    table = pd.DataFrame({name: file["index"][name] for name in INDEX_DTYPE.names})
+    import pandas as pd
+
+    rows = file["index"][:]
+    table = pd.DataFrame({name: rows[name] for name in INDEX_DTYPE.names})
     for name in INDEX_DTYPE.names:
         if h5py.check_string_dtype(INDEX_DTYPE[name]):
             table[name] = table[name].str.decode("utf-8")

@@ -1,7 +1,9 @@
 """Stage `patches`: random patches of the flattened retina, with their place and their label."""
 
 import argparse
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -13,8 +15,23 @@ from preprocessing.seeds import derive_seed
 from preprocessing.volume import NOT_EXAMINED, Volume, read_volume
 
 EYE_LABELS = {"healthy": 0, "diseased": 1, "unknown": -1}
-BLOCK = 1024  # patches in memory at a time
+BLOCK_BYTES = 2**24  # of gray values in memory at a time
 ID_BYTES = 64  # what the index of a patch file holds
+LEAVE_OUT = {"none": (), "fail": ("fail",), "check": ("fail", "check")}  # flags of the stage qc
+
+
+def window_sums(mask: np.ndarray, size: int) -> np.ndarray:
+    """Return (b, z - size + 1, x - size + 1) int32: pixels of `mask` (b, z, x) in each window."""
+    n_b, n_z, n_x = mask.shape
+    area = np.zeros((n_b, n_z + 1, n_x + 1), np.int32)
+    np.cumsum(mask, axis=1, out=area[:, 1:, 1:])
+    np.cumsum(area[:, :, 1:], axis=2, out=area[:, :, 1:])
+    return (
+        area[:, size:, size:]
+        - area[:, :-size, size:]
+        - area[:, size:, :-size]
+        + area[:, :-size, :-size]
+    )
 
 
 def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarray:
@@ -22,27 +39,18 @@ def possible_corners(volume: Volume, geometry: Geometry, size: int) -> np.ndarra
 
     Every pixel of such a patch is valid, and its centre lies in the retina, ILM to BM.
     """
-    n_b, n_z, n_x = volume.data.shape
+    _, n_z, n_x = volume.data.shape
     if n_z < size or n_x < size:
         raise InputError(
             f"{volume.volume}: the flat volume has {n_z} x {n_x} pixels, a patch {size} x {size}; "
             "use smaller patches or keep more with flatten: above_um, below_um"
         )
-    invalid = np.zeros((n_b, n_z + 1, n_x + 1), np.int32)
-    np.cumsum(~volume.valid, axis=1, out=invalid[:, 1:, 1:])
-    np.cumsum(invalid[:, :, 1:], axis=2, out=invalid[:, :, 1:])
-    bad = (
-        invalid[:, size:, size:]
-        - invalid[:, :-size, size:]
-        - invalid[:, size:, :-size]
-        + invalid[:, :-size, :-size]
-    )
     centre = np.arange(n_z - size + 1)[None, :, None] + size // 2
     columns = slice(size // 2, size // 2 + n_x - size + 1)
     in_retina = (centre >= geometry.ilm[:, None, columns]) & (
         centre <= geometry.bm[:, None, columns]
     )
-    return np.argwhere((bad == 0) & in_retina)
+    return np.argwhere((window_sums(~volume.valid, size) == 0) & in_retina)
 
 
 def draw_corners(
@@ -61,24 +69,32 @@ def cut(array: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
     return windows[tuple(corners.T)]
 
 
+def marked_fraction(annotation: np.ndarray | None, corners: np.ndarray, size: int) -> np.ndarray:
+    """Return (n,) float32: the marked share of each patch, NaN where not all of it was examined."""
+    if annotation is None:
+        return np.full(len(corners), np.nan, np.float32)
+    places = tuple(corners.T)
+    marked = window_sums(annotation >= 0.5, size)[places].astype(np.float32)
+    unexamined = window_sums(np.isnan(annotation), size)[places]
+    return np.where(unexamined == 0, marked / np.float32(size**2), np.float32(np.nan))
+
+
 def label_patches(
-    marked: np.ndarray, volume_label: str, min_fraction: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (label, label_source, anomalous_fraction), each (n,), of mask fractions (n, h, w).
+    fraction: np.ndarray, volume_label: str, min_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (label, label_source), each (n,), of the patches' marked fractions (n,).
 
     Where the patch is annotated, it is anomalous when at least `min_fraction` of its pixels are
-    marked, normal when none is, and unknown (-1) in between. Otherwise every patch of a healthy
-    eye is normal (source `healthy`), and every patch of a diseased eye carries the eye's label
-    (source `eye`), whether or not there is anything to be seen in it.
+    marked, normal when none is, and unknown (-1) in between. Otherwise (NaN) every patch of a
+    healthy eye is normal (source `healthy`), and every patch of a diseased eye carries the eye's
+    label (source `eye`), whether or not there is anything to be seen in it.
     """
-    fraction = (marked >= 0.5).mean(axis=(1, 2), dtype=np.float32)
-    examined = ~np.isnan(marked).any(axis=(1, 2))
+    examined = np.isfinite(fraction)
     by_eye = EYE_LABELS[volume_label]
     by_grader = np.where(fraction == 0, 0, np.where(fraction >= min_fraction, 1, -1))
     label = np.where(examined, by_grader, by_eye).astype(np.int8)
     eye_source = {"healthy": "healthy", "diseased": "eye", "unknown": "none"}[volume_label]
-    source = np.where(examined, "annotation", eye_source)
-    return label, source, np.where(examined, fraction, np.float32(np.nan))
+    return label, np.where(examined, "annotation", eye_source)
 
 
 def append_patches(
@@ -88,25 +104,51 @@ def append_patches(
 
     `eye` is the label of the whole eye, `fraction` the least marked share of an anomalous patch.
     """
-    for start in range(0, len(corners), BLOCK):
-        block = corners[start : start + BLOCK]
-        if volume.annotation is None:
-            marked = np.broadcast_to(np.float32(np.nan), (len(block), writer.size, writer.size))
-        else:
-            marked = cut(volume.annotation, block, writer.size)
+    gray = volume.data.astype(np.float16)  # once, as patches overlap manifold
+    marked = None if volume.annotation is None else _mask(volume.annotation)
+    shares_marked = marked_fraction(volume.annotation, corners, writer.size)
+    labels, sources = label_patches(shares_marked, eye, fraction)
+    per_block = max(1, BLOCK_BYTES // (gray.itemsize * writer.size**2))
+    for start in range(0, len(corners), per_block):
+        rows = slice(start, start + per_block)
+        block = corners[rows]
         index = np.zeros(len(block), INDEX_DTYPE)
         texts = {"volume": volume.volume, "patient": volume.patient, "eye": volume.eye}
         for name, text in {**texts, "split": split}.items():
             index[name] = text.encode()
         index["bscan"], index["z"], index["x"] = block.T
         index["eye_label"] = EYE_LABELS[eye]
-        label, source, share = label_patches(marked, eye, fraction)
-        index["label"], index["label_source"] = label, np.char.encode(source)
-        index["anomalous_fraction"] = share
-        masks = (marked >= 0.5).astype(np.uint8)
-        masks[np.isnan(marked)] = NOT_EXAMINED
-        gray = cut(volume.data, block, writer.size).astype(np.float16)
-        writer.append(gray, masks, index)
+        index["label"], index["label_source"] = labels[rows], sources[rows]
+        index["anomalous_fraction"] = shares_marked[rows]
+        masks = None if marked is None else cut(marked, block, writer.size)
+        writer.append(cut(gray, block, writer.size), masks, index)
+
+
+def _mask(annotation: np.ndarray) -> np.ndarray:
+    """Return uint8: 1 where at least half of the pixel is marked, 0, or 255 not examined."""
+    mask = (annotation >= 0.5).astype(np.uint8)
+    mask[np.isnan(annotation)] = NOT_EXAMINED
+    return mask
+
+
+def flagged_bscans(path: str | Path, n_bscans: int, flags: tuple[str, ...]) -> np.ndarray:
+    """Return (n_bscans,) bool: which B-scans carry one of `flags` in the table of the stage qc.
+
+    Rows whose `bscan` is no number speak of the whole volume and do not count. Raises InputError
+    when the table is missing or speaks of other B-scans.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        flag_of = {int(row["bscan"]): row["flag"] for row in rows if row["bscan"].isdecimal()}
+        if flag_of.keys() != set(range(n_bscans)) or None in flag_of.values():
+            raise ValueError(f"flags of {len(flag_of)} B-scans")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{path}: no table of the quality of {n_bscans} B-scans with the columns bscan and "
+            f"flag ({error}); rerun the stage qc"
+        ) from error
+    return np.array([flag_of[bscan] in flags for bscan in range(n_bscans)])
 
 
 def shares(total: int | None, per_volume: int | None, n_volumes: int) -> list[int]:
@@ -131,6 +173,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="healthy, diseased or unknown, in the order of the inputs",
     )
+    parser.add_argument(
+        "--qc", nargs="+", metavar="TSV", help="quality of the B-scans, in the order of the inputs"
+    )
+    parser.add_argument(
+        "--leave-out",
+        choices=list(LEAVE_OUT),
+        default="fail",
+        help="B-scans flagged so, or worse, give no patches",
+    )
     parser.add_argument("--split", required=True, choices=["train", "validation", "test", "score"])
     count = parser.add_mutually_exclusive_group(required=True)
     count.add_argument("--total", type=int, help="patches over all volumes, in equal shares")
@@ -148,21 +199,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Cut the patches of all volumes into one file, one volume in memory at a time."""
-    if len(args.labels) != len(args.inputs):
-        raise InputError(f"{len(args.labels)} labels for {len(args.inputs)} inputs; give one each")
+    for option, values in (("labels", args.labels), ("qc", args.qc)):
+        if values and len(values) != len(args.inputs):
+            raise InputError(
+                f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
+            )
     wanted = shares(args.total, args.per_volume, len(args.inputs))
+    tables = args.qc or [None] * len(args.inputs)
+    left_out = 0
     with PatchWriter(args.output, args.size) as writer:
-        for path, volume_label, count in zip(args.inputs, args.labels, wanted, strict=True):
+        for path, label, table, count in zip(args.inputs, args.labels, tables, wanted, strict=True):
             volume = read_volume(path)
-            if len(volume.volume.encode()) > ID_BYTES or len(volume.patient.encode()) > ID_BYTES:
-                raise InputError(
-                    f"{path}: volume and patient ids may have {ID_BYTES} bytes at most"
-                )
+            _check(path, volume, args.split)
+            if table:
+                flags = LEAVE_OUT[args.leave_out]
+                unfit = flagged_bscans(table, len(volume.data), flags)
+                volume.valid[unfit] = False
+                left_out += unfit.sum()
             geometry = read_geometry(geometry_path(path))
             corners = draw_corners(volume, geometry, count, args.size, args.seed)
-            append_patches(
-                writer, volume, corners, args.split, volume_label, args.anomalous_fraction
-            )
+            append_patches(writer, volume, corners, args.split, label, args.anomalous_fraction)
             writer.add_geometry(volume.volume, geometry, _facts(volume))
         n = len(writer)
         if n == 0:
@@ -172,7 +228,19 @@ def command(args: argparse.Namespace) -> str:
             )
         writer.set_attributes(size=args.size, seed=args.seed, version=__version__)
     short = f" ({sum(wanted) - n} fewer than asked: no more room)" if n < sum(wanted) else ""
-    return f"{n} {args.split} patches of {len(args.inputs)} volumes{short}"
+    unused = f", {left_out} B-scans left out" if left_out else ""
+    return f"{n} {args.split} patches of {len(args.inputs)} volumes{short}{unused}"
+
+
+def _check(path: str, volume: Volume, split: str) -> None:
+    if len(volume.volume.encode()) > ID_BYTES or len(volume.patient.encode()) > ID_BYTES:
+        raise InputError(f"{path}: volume and patient ids may have {ID_BYTES} bytes at most")
+    if split == "train" and volume.scan_pattern != "raster":
+        raise InputError(
+            f"{path}: a {volume.scan_pattern} scan; a model of the healthy retina is trained on "
+            "parallel horizontal B-scans: give the volume another split or take it out of the "
+            "sample sheet"
+        )
 
 
 def _facts(volume: Volume) -> dict:
@@ -180,6 +248,7 @@ def _facts(volume: Volume) -> dict:
         "native_shape": volume.native_shape,
         "spacing_mm": volume.spacing_mm,
         "mirrored": volume.mirrored,
+        "bscans_reversed": volume.bscans_reversed,
         "device": volume.device,
         "parameters": json.dumps(volume.parameters),
     }

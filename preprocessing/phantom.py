@@ -17,7 +17,13 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 from preprocessing.intensity import to_display, to_power
-from preprocessing.phantom_lesions import FLUID_GRAY, PED_GRAY, add_lesions, paint_lesions, soft_step
+from preprocessing.phantom_lesions import (
+    FLUID_GRAY,
+    PED_GRAY,
+    add_lesions,
+    paint_lesions,
+    soft_step,
+)
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import Volume, companion, write_nifti
 

@@ -78,10 +78,15 @@ def _resample_curve(curve: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(known >= 0.5, mean, np.float32(np.nan))
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the spacing to reach."""
+    parser.add_argument("--x-um", type=float, default=22.0, help="lateral spacing to reach, in um")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--input", required=True, help="normalised volume, .nii.gz")
-    parser.add_argument("--x-um", type=float, default=22.0, help="lateral spacing to reach, in um")
+    add_options(parser)
     parser.add_argument("--output", required=True, help="resampled volume, .nii.gz")
 
 

@@ -94,9 +94,9 @@ def best_pair(
 ) -> np.ndarray:
     """Return two paths (2, x, b), found together, that maximise the sum of `upper` and `lower`.
 
-    Scores are (x, b, z), and `bonus` (x, b, gap) is one for the distance of the paths. The lower path stays `gaps[0]` to `gaps[1]` rows below the upper one.
-    From column to column it moves by at most `max_moves[0]` rows and the gap changes by at most
-    `max_moves[1]`, each row at `move_cost`.
+    Scores are (x, b, z), and `bonus` (x, b, gap) is one for the distance of the paths. The lower
+    path stays `gaps[0]` to `gaps[1]` rows below the upper one. From column to column it moves by at
+    most `max_moves[0]` rows and the gap changes by at most `max_moves[1]`, each row at `move_cost`.
     """
     if bonus is None:
         bonus = np.zeros((*lower.shape[:2], gaps[1] - gaps[0] + 1), np.float32)

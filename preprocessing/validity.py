@@ -13,8 +13,9 @@ def find_valid(data: np.ndarray, intensity: str) -> np.ndarray:
 
     Invalid are values that are not finite or FLT_MAX, and runs of pure black or (in display
     values) pure white of at least `MIN_RUN_PX` that touch the border of the B-scan along z or x;
-    along z also shorter ones of white, as a wedge tapers off. Runs along x count only where they begin on a stretch of border as high as a wedge's: a layer
-    that is saturated, or dark and clipped to black, may leave the picture at its side.
+    along z also shorter ones of white, as a wedge tapers off. Runs along x count only where they
+    begin on a stretch of border as high as a wedge's: a layer that is saturated, or dark and
+    clipped to black, may leave the picture at its side.
     """
     valid = np.stack([np.abs(bscan) < FLOAT_MAX for bscan in data])
     blanks = (0, 1) if intensity == "display" else (0,)

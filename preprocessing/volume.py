@@ -240,6 +240,12 @@ def read_nifti_header(path: str | Path) -> "Nifti1Header":
     return header
 
 
+def as_stored(volume: Volume) -> Volume:
+    """Return `volume` with the gray values that reading it back from disk would give."""
+    stored, slope = _compact(volume.data, volume.intensity)
+    return volume.replace(data=stored.astype(np.float32) * np.float32(slope))
+
+
 def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:
     """Return (array to store, slope): 8 bits where that is exact, 16 where it is bounded."""
     if intensity == "linear":

@@ -1,13 +1,29 @@
+from pathlib import Path
+
+import h5py
 import numpy as np
 import pytest
 
+from preprocessing import patch_file
 from preprocessing.cli import run_command
 from preprocessing.errors import InputError
 from preprocessing.flatten import flat_geometry, flatten
 from preprocessing.geometry import geometry_path, write_geometry
-from preprocessing.patch_file import open_patches, read_index
-from preprocessing.patches import draw_corners, label_patches, possible_corners, shares
-from preprocessing.volume import write_volume
+from preprocessing.patch_file import (
+    INDEX_DTYPE,
+    MappedPatches,
+    PatchWriter,
+    open_patches,
+    read_index,
+)
+from preprocessing.patches import (
+    draw_corners,
+    label_patches,
+    marked_fraction,
+    possible_corners,
+    shares,
+)
+from preprocessing.volume import read_volume, write_volume
 
 
 @pytest.fixture
@@ -94,7 +110,7 @@ def test_memory_does_not_grow_with_the_number_of_patches(flat_files, tmp_path, m
 
     from preprocessing import patches
 
-    monkeypatch.setattr(patches, "BLOCK", 100)
+    monkeypatch.setattr(patches, "BLOCK_BYTES", 2**18)
 
     def peak(count):
         tracemalloc.start()
@@ -139,11 +155,20 @@ def test_invalid_pixels_are_never_in_a_patch(flat):
     ],
 )
 def test_labels(marked_px, volume_label, expected):
-    marked = np.full((1, 32, 32), np.nan if marked_px is None else 0, np.float32)
-    marked[0].flat[: marked_px or 0] = 1
-    label, source, fraction = label_patches(marked, volume_label, 0.01)
+    annotation = np.zeros((1, 40, 40), np.float32)
+    annotation[0, 5].flat[: marked_px or 0] = 1
+    corners = np.array([(0, 3, 0)])
+    fraction = marked_fraction(None if marked_px is None else annotation, corners, 32)
+    np.testing.assert_array_equal(fraction, np.nan if marked_px is None else marked_px / 32**2)
+    label, source = label_patches(fraction, volume_label, 0.01)
     assert (label[0], source[0]) == expected
-    assert np.isnan(fraction[0]) == (marked_px is None)
+
+
+def test_a_patch_that_was_examined_in_part_has_no_fraction():
+    annotation = np.zeros((1, 40, 40), np.float32)
+    annotation[0, 35:] = np.nan
+    fraction = marked_fraction(annotation, np.array([(0, 3, 0), (0, 4, 0)]), 32)
+    np.testing.assert_array_equal(fraction, [0, np.nan])
 
 
 def test_shares_add_up():
@@ -155,15 +180,11 @@ def test_shares_add_up():
 def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
     size = 128 if fault == "too small" else 32
     if fault == "nowhere":
-        from preprocessing.volume import read_volume
-
         for path in flat_files:
             volume = read_volume(path)
             volume.valid[:] = False
             write_volume(volume, path)
     elif fault == "damaged":
-        from pathlib import Path
-
         Path(flat_files[1]).write_bytes(b"x")
     out = tmp_path / "out" / "p.h5"
     code = cut_both(flat_files, 5, size, out)
@@ -179,3 +200,122 @@ def test_a_damaged_patch_file_is_named(tmp_path):
         open_patches(tmp_path / "p.h5"),
     ):
         pass
+
+
+def write_qc(path, *flags) -> str:
+    """Write a table of the stage qc: a row for the whole volume, then one per B-scan."""
+    rows = ["reason\tbscan\tvolume\tflag", "\tall\tv1\tfail"]
+    rows += [f"dark band\t{b}\tv1\t{flag}" for b, flag in enumerate(flags)]
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "left", "said"),
+    [
+        ("none", {"v1": {0, 1, 2}, "v2": {0, 1, 2}}, ""),
+        ("fail", {"v1": {0, 1}, "v2": {0, 1, 2}}, ", 1 B-scans left out"),
+        ("check", {"v1": {0}}, ", 5 B-scans left out"),
+    ],
+)
+def test_flagged_bscans_give_no_patches(flat_files, tmp_path, capsys, leave_out, left, said):
+    tables = [
+        write_qc(tmp_path / "a.tsv", "pass", "check", "fail"),
+        write_qc(tmp_path / "b.tsv", "check", "check", "check"),
+    ]
+    inputs = ["--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", "test"]
+    rest = ["--per-volume", 90, "--size", 32, "--output", tmp_path / "p.h5"]
+    assert cut(*inputs, "--qc", *tables, "--leave-out", leave_out, *rest) == 0
+    with open_patches(tmp_path / "p.h5") as file:
+        found = read_index(file).groupby("volume")["bscan"].agg(set).to_dict()
+    assert found == left
+    summary = capsys.readouterr().out.strip()
+    assert summary.endswith(said or "2 volumes")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, "rerun the stage qc"),
+        ("bscan\tflag\n9\tok\n", "quality of 3 B-scans"),
+        ("slice\tflag\n0\tok\n", "columns bscan and flag"),
+        ("bscan\tflag\n0\n", "columns bscan and flag"),
+        ("", "columns bscan and flag"),
+    ],
+)
+def test_a_wrong_qc_table_is_named(flat_files, tmp_path, capsys, table, message):
+    path = tmp_path / "qc.tsv"
+    if table is not None:
+        path.write_text(table)
+    inputs = ["--inputs", flat_files[0], "--labels", "healthy", "--split", "train", "--qc", path]
+    assert cut(*inputs, "--per-volume", 9, "--size", 32, "--output", tmp_path / "p.h5") == 1
+    error = capsys.readouterr().err
+    assert "qc.tsv" in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("pattern", ["line", "circle", "radial", "vertical"])
+def test_only_raster_scans_train_a_model(flat_files, tmp_path, capsys, pattern):
+    write_volume(read_volume(flat_files[0]).replace(scan_pattern=pattern), flat_files[0])
+
+    def cut_as(split):
+        inputs = ["--inputs", flat_files[0], "--labels", "healthy", "--split", split]
+        return cut(*inputs, "--per-volume", 9, "--size", 32, "--output", tmp_path / f"{split}.h5")
+
+    assert cut_as("train") == 1
+    error = capsys.readouterr().err
+    assert flat_files[0] in error
+    assert f"a {pattern} scan" in error
+    assert "another split" in error
+    assert not (tmp_path / "train.h5").exists()
+    assert cut_as("score") == 0
+
+
+@pytest.fixture
+def many_patches(tmp_path, rng, monkeypatch):
+    """A file of 1000 patches of 8 x 8, in blocks that end within chunks; some have masks."""
+    monkeypatch.setattr(patch_file, "CHUNK_BYTES", 2**13)
+    patches = rng.uniform(-1, 1, (1000, 8, 8)).astype(np.float16)
+    masks = (patches > 0.5).astype(np.uint8)
+    with PatchWriter(tmp_path / "p.h5", 8) as writer:
+        for start, stop in ((0, 333), (333, 700), (700, 1000)):
+            rows = slice(start, stop)
+            examined = masks[rows] if start else None
+            writer.append(patches[rows], examined, np.zeros(stop - start, INDEX_DTYPE))
+    return tmp_path / "p.h5", patches, masks
+
+
+def test_mapped_patches_are_the_stored_ones(many_patches, rng):
+    path, patches, _ = many_patches
+    with open_patches(path) as file:
+        mapped = MappedPatches(file)
+    assert (len(mapped), mapped.shape, mapped.dtype) == (1000, patches.shape, patches.dtype)
+    for rows in (rng.permutation(1000), np.array([5, 5, 999]), slice(None), slice(990, 2000, 3)):
+        np.testing.assert_array_equal(mapped[rows], patches[rows])
+    assert mapped[np.array([], int)].shape == (0, 8, 8)
+    for row in (-1, 1000):
+        with pytest.raises(IndexError):
+            mapped[np.array([row])]
+
+
+def test_masks_of_unexamined_patches_take_no_space(many_patches, flat_files, tmp_path):
+    path, _, masks = many_patches
+    with open_patches(path) as file:
+        assert (file["masks"][:333] == 255).all()
+        np.testing.assert_array_equal(file["masks"][333:], masks[333:])
+    cut("--inputs", flat_files[1], "--labels", "healthy", "--split", "train", "--per-volume", 50,
+        "--size", 32, "--output", tmp_path / "healthy.h5")  # fmt: skip
+    with open_patches(tmp_path / "healthy.h5") as file:
+        assert file["masks"].shape == (50, 32, 32)
+        assert file["masks"].id.get_storage_size() == 0
+        assert (file["masks"][:] == 255).all()
+
+
+def test_a_compressed_copy_cannot_be_mapped(many_patches, tmp_path):
+    with h5py.File(many_patches[0]) as file, h5py.File(tmp_path / "z.h5", "w") as copy:
+        for name in ("masks", "index"):
+            file.copy(name, copy)
+        copy.create_dataset("patches", data=file["patches"][:], compression="gzip")
+    with open_patches(tmp_path / "z.h5") as file, pytest.raises(InputError, match=r"z\.h5.*rerun"):
+        MappedPatches(file)

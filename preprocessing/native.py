@@ -1,0 +1,90 @@
+"""Stage `native`: a map of the flat retina goes back to the B-scans it came from.
+
+The map, such as residuals averaged over overlapping patches, comes out with the shape and the
+affine of the volume as loaded, so that it opens as an overlay in ITK-SNAP, Slicer or napari.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import InputError
+from preprocessing.geometry import Geometry, read_geometry
+from preprocessing.volume import read_nifti, read_nifti_header, write_nifti
+
+
+class PatchMean:
+    """Mean of overlapping patches where they lie in the flat volume, NaN where none does."""
+
+    def __init__(self, flat_shape: tuple[int, int, int]) -> None:
+        self._sum = np.zeros(flat_shape, np.float32)
+        self._count = np.zeros(flat_shape, np.int32)
+
+    def add(self, patches: np.ndarray, corners: np.ndarray) -> None:
+        """Add patches (n, h, w) whose top left pixels are the flat pixels `corners` (n, 3)."""
+        _, height, width = patches.shape
+        for patch, (b, r, c) in zip(patches, corners.tolist(), strict=True):
+            window = (b, slice(r, r + height), slice(c, c + width))
+            self._sum[window] += patch
+            self._count[window] += 1
+
+    def result(self) -> np.ndarray:
+        """Return the flat map (b, r, c) float32."""
+        return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.float32(np.nan))
+
+
+def to_native_map(
+    flat_map: np.ndarray, geometry: Geometry, native_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Return float32 (b, z, x) of `native_shape` from values of flat pixels (b, r, c).
+
+    Each native pixel gets the value of the flat pixel that its centre falls into, NaN where there
+    is none or the map is NaN.
+    """
+    n_b, n_z, n_x = native_shape
+    n_rows = flat_map.shape[1]
+    z, x = np.arange(n_z)[:, None], np.arange(n_x)[None, :]
+    native = np.full(native_shape, np.nan, np.float32)
+    for b in range(n_b):  # one at a time, as the rows of a whole volume take 100 MB
+        _, r, c = geometry.to_flat(b, z, x)
+        r = np.floor(r + 0.5)  # pixel r reaches from r - 0.5 to r + 0.5
+        found = (r >= 0) & (r < n_rows)  # False where the layers are unknown
+        native[b][found] = flat_map[b, r[found].astype(int), np.broadcast_to(c, r.shape)[found]]
+    return native
+
+
+def write_native_map(
+    flat_map: np.ndarray, geometry: Geometry, volume_path: str | Path, path: str | Path
+) -> None:
+    """Write `flat_map` (b, r, c) to NIfTI with the shape and affine of the loaded volume.
+
+    `volume_path` is that volume, of which only the header is read. Raises InputError when it is
+    unreadable or another volume's.
+    """
+    header = read_nifti_header(volume_path)
+    shape = header.get_data_shape()[::-1]
+    n_b, columns = geometry.z_offset.shape
+    native_columns = round(columns * geometry.x_factor)
+    if flat_map.shape[::2] != (n_b, columns) or shape[::2] != (n_b, native_columns):
+        raise InputError(
+            f"{path}: a map of {flat_map.shape}, a geometry of {(n_b, columns)} and the volume "
+            f"{volume_path} of {shape} (b, z, x) do not belong together; give those of one volume"
+        )
+    write_nifti(to_native_map(flat_map, geometry, shape), path, header.get_best_affine())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--input", required=True, help="map of a flat volume, .nii.gz")
+    parser.add_argument("--geometry", required=True, help="its flat.geometry.npz")
+    parser.add_argument("--like", required=True, help="the volume as loaded, volume.nii.gz")
+    parser.add_argument("--output", required=True, help="map on the native B-scans, .nii.gz")
+
+
+def command(args: argparse.Namespace) -> str:
+    """Bring one map back."""
+    flat_map = read_nifti(args.input)
+    write_native_map(flat_map, read_geometry(args.geometry), args.like, args.output)
+    known = np.isfinite(flat_map).mean()
+    return f"{args.output}: {len(flat_map)} B-scans, {known:.1%} of the flat pixels have a value"
