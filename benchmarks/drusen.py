@@ -19,6 +19,8 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
+sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
+
 from preprocessing.errors import InputError
 from preprocessing.patch_file import open_patches, read_index
 

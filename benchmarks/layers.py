@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from hard_phantoms import hard_phantoms
 from PIL import Image, ImageDraw
 
-from preprocessing.layers import find_layers
+sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
+
+from benchmarks.hard_phantoms import hard_phantoms
+from preprocessing.layer_search import find_layers
 from preprocessing.load import canonical
 from preprocessing.normalise import normalise
 from preprocessing.readers import read_vendor_volume

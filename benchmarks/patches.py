@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
+
 from preprocessing.geometry import Geometry, geometry_path, read_geometry, write_geometry
 from preprocessing.patch_file import MappedPatches, PatchWriter, open_patches
 from preprocessing.patches import append_patches, draw_corners

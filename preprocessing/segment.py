@@ -5,7 +5,8 @@ import argparse
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.layers import Layers, find_layers, write_layers
+from preprocessing.layer_search import find_layers
+from preprocessing.layers import Layers, write_layers
 from preprocessing.volume import Volume, read_volume
 
 

@@ -1,13 +1,14 @@
-"""Layer segmentation: known surfaces are found, what is unknown stays NaN, and QC says so."""
+"""Layer segmentation: known surfaces are found, and what is unknown stays NaN."""
 
 import argparse
 
 import numpy as np
 import pytest
 
-from preprocessing import qc, segment
+from preprocessing import segment
 from preprocessing.errors import InputError
-from preprocessing.layers import find_layers, read_layers, write_layers
+from preprocessing.layer_search import find_layers
+from preprocessing.layers import read_layers, write_layers
 from preprocessing.volume import Volume, write_volume
 
 SPACING_MM = (0.12, 0.0039, 0.022)
@@ -106,7 +107,7 @@ def test_bm_stays_flat_under_drusen_and_the_rpe_rises():
 
 
 @pytest.mark.parametrize("blank", ["black", "invalid", "noise"])
-def test_a_blank_bscan_is_nan_and_fails(tmp_path, blank):
+def test_a_blank_bscan_is_nan(blank):
     data, ilm, bm = retina()
     valid = everywhere(data)
     if blank == "noise":
@@ -114,58 +115,29 @@ def test_a_blank_bscan_is_nan_and_fails(tmp_path, blank):
     else:
         data[1] = -1
         valid[1] = blank == "black"
-    layers, table = segmented(tmp_path, Volume(data, SPACING_MM, valid, volume="v1"))
+    layers = find_layers(data, valid, SPACING_MM)
     assert np.isnan(layers.ilm[1]).all()
     assert np.isnan(layers.bm[1]).all()
     assert not layers.confidence[1].any()
     assert errors_px(layers, ilm, bm)[1] < 0.8
-    assert [row["flag"] for row in table] == ["ok", "fail", "ok"]
-    assert table[1]["reason"] == "no retina found"
-    assert {row["volume"] for row in table} == {"v1"}
 
 
-def segmented(folder, volume):
-    """Run the stages segment and qc on `volume`; return the layers and the rows of the table."""
-    write_volume(volume.replace(intensity="normalised"), folder / "v.nii.gz")
-    files = {"input": folder / "v.nii.gz", "layers": folder / "l.npz"}
-    segment.command(argparse.Namespace(input=files["input"], output=files["layers"]))
-    out = {"picture": folder / "l.png", "table": folder / "qc.tsv"}
-    qc.command(argparse.Namespace(**files, **out))
-    assert out["picture"].read_bytes().startswith(b"\x89PNG")
-    header, *lines = out["table"].read_text().splitlines()
-    table = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
-    return read_layers(files["layers"]), table
-
-
-def test_the_table_holds_the_mean_thickness(tmp_path):
-    data, ilm, bm = retina(1)
-    _, table = segmented(tmp_path, Volume(data, (0, *SPACING_MM[1:]), everywhere(data)))
-    assert float(table[0]["thickness_um"]) == pytest.approx(3.9 * (bm - ilm).mean(), abs=5)
-    assert float(table[0]["valid_fraction"]) == 1
-    assert table[0]["flag"] == "ok"
-
-
-def test_an_interpolated_volume_is_to_be_checked(tmp_path):
-    data, _, _ = retina(1)
-    coarse = {"resample": {"upsampled": True}}
-    _, table = segmented(tmp_path, Volume(data, SPACING_MM, everywhere(data), parameters=coarse))
-    assert "coarser" in table[0]["reason"]
-
-
-def test_a_mostly_invalid_bscan_is_to_be_checked(tmp_path):
+def test_columns_without_measurements_are_nan():
     data, _, _ = retina()
     valid = everywhere(data)
     valid[0, :, 80:] = False
-    layers, table = segmented(tmp_path, Volume(data, SPACING_MM, valid))
+    layers = find_layers(data, valid, SPACING_MM)
     assert np.isnan(layers.bm[0, 100:]).all()
-    assert table[0]["flag"] == "check"
-    assert "mostly invalid" in table[0]["reason"]
+    assert np.isfinite(layers.bm[0, :60]).all()
 
 
 def test_a_volume_without_a_retina_is_refused(tmp_path):
     data = np.full((2, 300, 80), -1, np.float32)
+    volume = Volume(data, SPACING_MM, everywhere(data), intensity="normalised")
+    write_volume(volume, tmp_path / "v.nii.gz")
+    files = {"input": tmp_path / "v.nii.gz", "output": tmp_path / "l.npz"}
     with pytest.raises(InputError, match="no B-scan shows a retina"):
-        segmented(tmp_path, Volume(data, SPACING_MM, everywhere(data)))
+        segment.command(argparse.Namespace(**files))
     assert not (tmp_path / "l.npz").exists()
 
 
