@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import platform
-from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from anogan import figures
 from anogan.evaluate import DESCRIPTION, PATCH, patch_table, read_scores
+from anogan.report_qc import summarise
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
 from preprocessing.patch_file import open_patches, read_index
+from preprocessing.patches import LEAVE_OUT
 
 METHOD_NAMES = {
     "anogan": "AnoGAN, A(x)",
@@ -35,7 +36,7 @@ PAPER = {  # Schlegl et al. 2017, image level
     "anogan": (0.8834, 0.7277, 0.7279, 0.8928, 0.89),
 }
 PANEL_PATCHES = 6  # of each label
-PICTURE_WIDTH_PX = 1000
+PICTURE_WIDTH_PX = 1400  # the small print of the contact sheet can still be read
 SPLITS = ("validation", "test", "score")
 PACKAGES = ("oct-anogan", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "snakemake")
 
@@ -49,7 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--qc", nargs="*", default=[], help="qc.tsv of the volumes")
-    parser.add_argument("--layer-pictures", nargs="*", default=[], help="VOLUME/layers.png")
+    parser.add_argument(
+        "--leave-out",
+        choices=list(LEAVE_OUT),
+        default="fail",
+        help="which B-scans gave no patches, as told to the stage patches",
+    )
+    parser.add_argument(
+        "--qc-pictures", nargs="*", default=[], help="VOLUME/layers.png and VOLUME/enface.png"
+    )
     parser.add_argument("--config", required=True, help="the resolved config")
     parser.add_argument("--phantom", action="store_true", help="say that the eyes are synthetic")
     parser.add_argument("--output", required=True, help="index.html to write")
@@ -92,11 +101,11 @@ def command(args: argparse.Namespace) -> str:
         optimistic_rows=comparison_rows(metrics, methods, "_optimistic"),
         all_rows=all_rows(metrics, methods),
         scored=scored_volumes(volumes, evaluation["healthy_volume_threshold"]["anogan"]),
-        qc=flagged_volumes(args.qc),
+        qc=summarise(args.qc, args.leave_out),
         figure=lambda name: _figure_uri(output.parent / "figures", name),
         samples=data_uri(model / "samples.png"),
         real=data_uri(model / "real.png"),
-        layer_pictures=[(Path(path).parent.name, thumbnail(path)) for path in args.layer_pictures],
+        qc_pictures=pictures_by_volume(args.qc_pictures),
         config=config,
     )
     write_text(output, page)
@@ -254,27 +263,12 @@ def scored_volumes(volumes: pd.DataFrame, threshold: float | None) -> list[dict]
     ]
 
 
-def flagged_volumes(paths: list[str]) -> dict[str, object]:
-    """Return how many B-scans were checked and, by volume, those flagged and why."""
-    if not paths:
-        return {"checked": 0, "volumes": []}
-    table = pd.concat(
-        [pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False) for path in paths]
-    )
-    flagged = table[table["flag"] != "ok"]
-    volumes = []
-    for volume, rows in flagged.groupby("volume"):
-        reasons = Counter("; ".join(rows["reason"]).split("; "))
-        volumes.append(
-            {
-                "volume": volume,
-                "flagged": len(rows),
-                "of": int((table["volume"] == volume).sum()),
-                "bscans": ", ".join(rows["bscan"]),
-                "reasons": "; ".join(f"{text} ({n})" for text, n in reasons.most_common()),
-            }
-        )
-    return {"checked": len(table), "volumes": volumes}
+def pictures_by_volume(paths: list[str]) -> dict[str, list[str]]:
+    """Return the pictures, as data URIs, by the folder they lie in, which is the volume's name."""
+    found = {}
+    for path in paths:
+        found.setdefault(Path(path).parent.name, []).append(thumbnail(path))
+    return found
 
 
 def number(value: float, form: str = ".3f") -> str:
@@ -302,15 +296,15 @@ def data_uri(path: str | Path) -> str:
 
 
 def thumbnail(path: str | Path) -> str:
-    """Return a picture as a JPEG data URI, no wider than `PICTURE_WIDTH_PX`."""
+    """Return a picture as a WebP data URI, no wider than `PICTURE_WIDTH_PX`."""
     from PIL import Image
 
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((PICTURE_WIDTH_PX, 4 * PICTURE_WIDTH_PX))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
-    return _uri(data.getvalue(), "jpeg")
+    small.save(data, "WEBP", quality=60)
+    return _uri(data.getvalue(), "webp")
 
 
 def _uri(data: bytes, kind: str) -> str:

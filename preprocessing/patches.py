@@ -1,7 +1,6 @@
 """Stage `patches`: random patches of the flattened retina, with their place and their label."""
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from preprocessing import __version__
 from preprocessing.errors import InputError
 from preprocessing.geometry import Geometry, geometry_path, read_geometry
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
+from preprocessing.qc import read_table
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import NOT_EXAMINED, Volume, read_volume
 
@@ -134,21 +134,15 @@ def _mask(annotation: np.ndarray) -> np.ndarray:
 def flagged_bscans(path: str | Path, n_bscans: int, flags: tuple[str, ...]) -> np.ndarray:
     """Return (n_bscans,) bool: which B-scans carry one of `flags` in the table of the stage qc.
 
-    Rows whose `bscan` is no number speak of the whole volume and do not count. Raises InputError
-    when the table is missing or speaks of other B-scans.
+    Raises InputError when the table is missing, damaged or of another volume.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        flag_of = {int(row["bscan"]): row["flag"] for row in rows if row["bscan"].isdecimal()}
-        if flag_of.keys() != set(range(n_bscans)) or None in flag_of.values():
-            raise ValueError(f"flags of {len(flag_of)} B-scans")
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    _, rows = read_table(path)
+    if len(rows) != n_bscans:
         raise InputError(
-            f"{path}: no table of the quality of {n_bscans} B-scans with the columns bscan and "
-            f"flag ({error}); rerun the stage qc"
-        ) from error
-    return np.array([flag_of[bscan] in flags for bscan in range(n_bscans)])
+            f"{path}: flags of {len(rows)} B-scans where the volume has {n_bscans}; "
+            "rerun the stage qc"
+        )
+    return np.array([row["flag"] in flags for row in rows])
 
 
 def shares(total: int | None, per_volume: int | None, n_volumes: int) -> list[int]:

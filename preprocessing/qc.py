@@ -1,150 +1,223 @@
-"""Stage `qc`: tells which B-scans a person should look at, in a table and a picture."""
+"""Stage `qc`: tells which volumes and B-scans a person should look at, in a table.
+
+A flag is "pass", "check" (a person should look) or "fail" (not to be used). Disease alone must not
+fail a B-scan, or the eyes that matter most would drop out: only what no eye looks like does.
+
+The table has a row for the whole volume, where column bscan says "all" and a number is the mean
+over the B-scans, then one for each B-scan: `table[table["bscan"] != "all"]`. Its columns are
+
+    thickness_um          mean distance from ILM to BM
+    confidence            mean confidence of the layers, 0 to 1, where they are known
+    valid_fraction        share of pixels that the device measured
+    signal                gray of the retina above the vitreous, in standard deviations of speckle
+    outliers              share of columns whose thickness jumps against the neighbourhood
+    unknown_fraction      share of columns without layers
+    cut_fraction          share of columns with the retina at the edge of the scan, or folded there
+    dark_fraction         share of columns with hardly any light
+    vendor_difference_um  mean distance of ILM and BM to the vendor's; empty without such layers
+    flag, reason          reasons are separated by "; "
+
+A share is one of the columns with layers, but for unknown_fraction; unknown numbers are empty.
+"""
 
 import argparse
+import csv
 from pathlib import Path
 
 import numpy as np
 
-from preprocessing.files import atomic_path, write_text
-from preprocessing.layers import THICKNESS_UM, Layers, read_layers
+from preprocessing.errors import InputError
+from preprocessing.files import write_text
+from preprocessing.layers import Layers, read_layers
+from preprocessing.qc_measures import (
+    Columns,
+    fovea_off_centre_mm,
+    looks_upside_down,
+    mean_of,
+    measure,
+    row_means,
+)
 from preprocessing.volume import Volume, read_volume
 
-COLUMNS = ("volume", "bscan", "thickness_um", "confidence", "valid_fraction", "flag", "reason")
-LOW_CONFIDENCE = 0.6
-LOW_VALID = 0.5
-STRETCH = 2  # of depth in the picture, as a true-scale retina is a thin band
-MANY_OUTSIDE = 0.05  # share of the columns whose thickness is out of range
-COLOURS = {"ilm": "#ff4040", "rpe": "#40e040", "bm": "#30c0ff"}
+WHOLE = "all"  # in column bscan: the row of the whole volume
+FIGURES = {  # columns of the table that hold a number, and its format
+    "thickness_um": ".1f",
+    "confidence": ".3f",
+    "valid_fraction": ".3f",
+    "signal": ".2f",
+    "outliers": ".3f",
+    "unknown_fraction": ".3f",
+    "cut_fraction": ".3f",
+    "dark_fraction": ".3f",
+    "vendor_difference_um": ".1f",
+}
+COLUMNS = ("volume", "bscan", *FIGURES, "flag", "reason")
+FLAGS = ("pass", "check", "fail")  # from good to bad
+
+# Mean ILM-BM distance of a B-scan: healthy maculae have 250-360 um, end-stage atrophy about 150,
+# gross oedema up to 600; beyond the outer limits something else was taken for the retina.
+USUAL_UM, POSSIBLE_UM = (150, 600), (100, 900)
+# figure: (check above, fail above, reason)
+TOO_HIGH = {
+    "unknown_fraction": (0.25, 0.75, "no layers in many columns"),
+    "cut_fraction": (0.05, 0.5, "retina cut off or folded at the edge of the scan"),
+    "dark_fraction": (0.15, 0.35, "dark band"),
+    "outliers": (0.05, 0.5, "thickness jumps"),
+}
+# figure: (check below, fail below, reason). Spectralis B-scans have a signal of 5 to 13, a loss of
+# 10 dB leaves 3, and of 15 dB 1.3, where layers are found by luck. At 2 the gray values of retina
+# and vitreous overlap.
+TOO_LOW = {
+    "confidence": (0.6, 0.25, "low confidence"),
+    "signal": (2.5, 1.25, "low signal"),
+}
+UPSIDE_DOWN = "the volume is upside down or folded: more light above the retina than below"
+MANY_BSCANS = 0.1  # of a volume, flagged
+MANY_OUTLIERS = 0.02  # of the columns of a volume
+
+OFF_CENTRE_MM = 1.0  # of the fovea: as wide as the centre field of the ETDRS grid
 
 
-def assess(volume: Volume, layers: Layers) -> list[dict]:
-    """Return a row of the QC table, keyed by `COLUMNS`, for each B-scan of `volume`.
+def assess(volume: Volume, layers: Layers, columns: Columns) -> list[dict]:
+    """Return the rows of the QC table, keyed by `COLUMNS`: the whole volume, then each B-scan."""
+    known = np.isfinite(columns.thickness_um)
+    n_known = known.sum(axis=1)
 
-    Flags: "fail" has no usable layers, "check" should be looked at, "ok" needs no attention.
-    """
-    thickness = (layers.bm - layers.ilm) * 1000 * volume.spacing_mm[1]
+    def share(flagged: np.ndarray) -> np.ndarray:
+        return np.where(n_known > 0, flagged.sum(axis=1) / np.maximum(n_known, 1), np.nan)
+
+    figures = {
+        "thickness_um": row_means(columns.thickness_um),
+        "confidence": row_means(columns.confidence),
+        "valid_fraction": volume.valid.mean(axis=(1, 2)),
+        "signal": row_means(columns.contrast) / np.maximum(columns.noise, 1e-6),
+        "outliers": share(columns.outlier),
+        "unknown_fraction": 1 - known.mean(axis=1),
+        "cut_fraction": share(columns.cut),
+        "dark_fraction": share(columns.dark),
+        "vendor_difference_um": vendor_difference_um(volume, layers),
+    }
     rows = []
-    for b, column in enumerate(thickness):
-        found = column[np.isfinite(column)]
-        facts = {
-            "thickness_um": found.mean() if found.size else np.nan,
-            "confidence": layers.confidence[b].mean(),
-            "valid_fraction": volume.valid[b].mean(),
-        }
-        upsampled = volume.parameters.get("resample", {}).get("upsampled", False)
-        flag, reason = _judge(found, upsampled, **facts)
-        rows.append({"volume": volume.volume, "bscan": b, **facts, "flag": flag, "reason": reason})
-    return rows
+    upside_down = looks_upside_down(volume)
+    for b in range(len(known)):
+        own = {name: float(values[b]) for name, values in figures.items()}
+        flag, reason = ("fail", UPSIDE_DOWN) if upside_down else judge_bscan(own)
+        rows.append({"volume": volume.volume, "bscan": b, **own, "flag": flag, "reason": reason})
+    means = {name: mean_of(values) for name, values in figures.items()}
+    flag, reason = judge_volume(volume, columns, means, [row["flag"] for row in rows])
+    whole = {"volume": volume.volume, "bscan": WHOLE, **means, "flag": flag, "reason": reason}
+    return [whole, *rows]
 
 
-def _judge(
-    found_um: np.ndarray,
-    upsampled: bool,
-    thickness_um: float,
-    confidence: float,
-    valid_fraction: float,
-) -> tuple[str, str]:
-    thinnest, thickest = THICKNESS_UM
-    if not found_um.size:
+def judge_bscan(figures: dict[str, float]) -> tuple[str, str]:
+    """Return flag and reason of a B-scan with these `figures`, by name as in `FIGURES`."""
+    if figures["unknown_fraction"] == 1:
         return "fail", "no retina found"
-    if not thinnest <= thickness_um <= thickest:
-        return "fail", f"mean thickness outside {thinnest}-{thickest} um"
+    found = []
+    thickness = figures["thickness_um"]
+    for flag, (low, high) in (("fail", POSSIBLE_UM), ("check", USUAL_UM)):
+        if not low <= thickness <= high:
+            found.append((flag, f"mean thickness outside {low}-{high} um"))
+            break
+    for name, (check, fail, reason) in TOO_HIGH.items():
+        if figures[name] > check:
+            found.append(("fail" if figures[name] > fail else "check", reason))
+    for name, (check, fail, reason) in TOO_LOW.items():
+        if figures[name] < check:
+            found.append(("fail" if figures[name] < fail else "check", reason))
+    worst = max((flag for flag, _ in found), key=FLAGS.index, default="pass")
+    return worst, "; ".join(reason for _, reason in found)
+
+
+def judge_volume(
+    volume: Volume, columns: Columns, means: dict[str, float], flags: list[str]
+) -> tuple[str, str]:
+    """Return flag and reason of a volume with these `means` over and `flags` of its B-scans."""
+    failed, to_check = flags.count("fail"), flags.count("check")
     reasons = []
-    if upsampled:
+    if failed or to_check > MANY_BSCANS * len(flags):
+        reasons.append(f"{failed} of {len(flags)} B-scans fail, {to_check} to check")
+    if means["outliers"] > MANY_OUTLIERS:
+        reasons.append("thickness jumps")
+    if volume.scan_pattern not in ("raster", "line"):
+        reasons.append(f"{volume.scan_pattern} scan")
+    if len(flags) == 1:
+        reasons.append("a single B-scan: no neighbours to compare with")
+    if volume.parameters.get("resample", {}).get("upsampled", False):
         reasons.append("interpolated: the scan is coarser along x than asked for")
-    outside = ((found_um < thinnest) | (found_um > thickest)).mean()
-    if outside > MANY_OUTSIDE:
-        reasons.append(
-            f"thickness outside {thinnest}-{thickest} um in {outside:.0%} of the columns"
-        )
-    if confidence < LOW_CONFIDENCE:
-        reasons.append("low confidence")
-    if valid_fraction < LOW_VALID:
-        reasons.append("mostly invalid")
-    return ("check" if reasons else "ok"), "; ".join(reasons)
+    off_mm = fovea_off_centre_mm(columns.thickness_um, volume)
+    if off_mm > OFF_CENTRE_MM:
+        reasons.append(f"fovea {off_mm:.1f} mm off the centre")
+    if 2 * failed > len(flags):
+        return "fail", "; ".join(reasons)
+    return ("check" if reasons else "pass"), "; ".join(reasons)
+
+
+def vendor_difference_um(volume: Volume, layers: Layers) -> np.ndarray:
+    """Return (b,) the mean distance to the vendor's ILM and BM, NaN where there are none."""
+    vendor = volume.vendor_layers
+    if not {"ILM", "BM"} <= set(vendor):
+        return np.full(len(layers.bm), np.nan)
+    distance = np.abs(layers.ilm - vendor["ILM"]) + np.abs(layers.bm - vendor["BM"])
+    return row_means(distance / 2) * 1000 * volume.spacing_mm[1]
 
 
 def write_table(rows: list[dict], path: str | Path) -> None:
-    """Write the rows of `assess` as TSV."""
+    """Write the rows of `assess` as TSV; an unknown number is left empty."""
     lines = ["\t".join(COLUMNS)]
     for row in rows:
-        cells = {
-            **row,
-            "thickness_um": f"{row['thickness_um']:.1f}",
-            "confidence": f"{row['confidence']:.3f}",
-            "valid_fraction": f"{row['valid_fraction']:.3f}",
+        numbers = {
+            name: "" if np.isnan(row[name]) else format(row[name], form)
+            for name, form in FIGURES.items()
         }
+        cells = {**row, **numbers}
         lines.append("\t".join(str(cells[name]) for name in COLUMNS))
     write_text(path, "\n".join(lines) + "\n")
 
 
-def write_picture(
-    volume: Volume, layers: Layers, rows: list[dict], path: str | Path, most: int = 9
-) -> None:
-    """Draw up to `most` B-scans, evenly spread over the volume, with their layers.
+def read_table(path: str | Path) -> tuple[dict, list[dict]]:
+    """Return what `write_table` wrote: the row of the volume, and those of its B-scans.
 
-    The depth shown is that of the retina and its surroundings, stretched by `STRETCH`.
+    Raises InputError when the table is missing or not one of B-scans in their order.
     """
-    from matplotlib.figure import Figure
-
-    n_b, _, n_x = volume.data.shape
-    shown = np.unique(np.linspace(0, n_b - 1, min(n_b, most)).round().astype(int))
-    top, bottom = _depth_shown(volume, layers)
-    aspect = STRETCH * volume.spacing_mm[1] / volume.spacing_mm[2]
-    n_wide = int(np.ceil(np.sqrt(len(shown))))
-    n_high = int(np.ceil(len(shown) / n_wide))
-    width = 15 / n_wide
-    height = width * aspect * (bottom - top) / n_x + 0.3
-    figure = Figure(figsize=(15, n_high * height + 0.7), layout="constrained")
-    axes = figure.subplots(n_high, n_wide, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, b in zip(axes, shown, strict=False):
-        bscan = np.where(volume.valid[b], volume.data[b], volume.data[b].min())
-        black, white = np.percentile(bscan, (20, 99.5))
-        axis.imshow(bscan, cmap="gray", vmin=black, vmax=white, aspect=aspect)
-        for name, colour in COLOURS.items():
-            axis.plot(getattr(layers, name)[b], color=colour, linewidth=0.8, label=name.upper())
-        axis.set_ylim(bottom - 0.5, top - 0.5)
-        row = rows[b]
-        axis.set_title(
-            f"B-scan {b}   {row['thickness_um']:.0f} um   {row['flag']}",
-            fontsize=10,
-            color="black" if row["flag"] == "ok" else "#c00000",
-        )
-    legend = figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-    )
-    for line in legend.get_lines():
-        line.set_linewidth(2.5)
-    figure.suptitle(f"{volume.volume}   (depth x {STRETCH})", fontsize=14)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-
-
-def _depth_shown(volume: Volume, layers: Layers) -> tuple[int, int]:
-    """Return the first and last row to draw: 100 um above the highest ILM, 200 um below BM."""
-    n_z = volume.data.shape[1]
-    above, below = (round(um / 1000 / volume.spacing_mm[1]) for um in (100, 200))
-    return (
-        max(int(np.nanmin(layers.ilm)) - above, 0),
-        min(int(np.nanmax(layers.bm)) + below, n_z),
-    )
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            whole, *rows = csv.DictReader(file, delimiter="\t")
+        for row in (whole, *rows):
+            row.update({name: float(row[name] or "nan") for name in FIGURES})
+        bscans = [row["bscan"] for row in rows]
+        flags = {row["flag"] for row in (whole, *rows)}
+        if bscans != [str(b) for b in range(len(rows))] or not flags <= set(FLAGS):
+            raise ValueError("B-scans or flags are missing")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: no table of the quality of B-scans ({error}); rerun the stage qc"
+        ) from error
+    return whole, rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--input", required=True, help="the volume that was segmented, .nii.gz")
     parser.add_argument("--layers", required=True, help="its layers, .npz")
-    parser.add_argument("--table", required=True, help="quality by B-scan, .tsv")
-    parser.add_argument("--picture", required=True, help="B-scans with their layers, .png")
+    parser.add_argument("--output", required=True, help="quality of volume and B-scans, .tsv")
 
 
 def command(args: argparse.Namespace) -> str:
-    """Judge and draw the layers of one volume."""
-    volume, layers = read_volume(args.input), read_layers(args.layers)
-    rows = assess(volume, layers)
-    write_picture(volume, layers, rows, args.picture)
-    write_table(rows, args.table)
+    """Judge the layers of one volume."""
+    volume, layers = read_segmented(args.input, args.layers)
+    whole, *rows = assess(volume, layers, measure(volume, layers))
+    write_table([whole, *rows], args.output)
     flags = [row["flag"] for row in rows]
-    return f"{volume.volume}: {flags.count('check')} B-scans to check, {flags.count('fail')} failed"
+    counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in FLAGS)
+    return f"{volume.volume}: {whole['flag']}; B-scans: {counts}"
+
+
+def read_segmented(volume_path: str, layers_path: str) -> tuple[Volume, Layers]:
+    """Return a volume and its layers; raises InputError when they do not belong together."""
+    volume, layers = read_volume(volume_path), read_layers(layers_path)
+    if layers.bm.shape != (len(volume.data), volume.data.shape[2]):
+        raise InputError(
+            f"{layers_path}: made for another volume than {volume_path}; segment again"
+        )
+    return volume, layers

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ from preprocessing.patches import (
     possible_corners,
     shares,
 )
+from preprocessing.qc import FIGURES, write_table
 from preprocessing.volume import read_volume, write_volume
 
 
@@ -204,9 +206,12 @@ def test_a_damaged_patch_file_is_named(tmp_path):
 
 def write_qc(path, *flags) -> str:
     """Write a table of the stage qc: a row for the whole volume, then one per B-scan."""
-    rows = ["reason\tbscan\tvolume\tflag", "\tall\tv1\tfail"]
-    rows += [f"dark band\t{b}\tv1\t{flag}" for b, flag in enumerate(flags)]
-    path.write_text("\n".join(rows) + "\n")
+    figures = dict.fromkeys(FIGURES, math.nan)
+    rows = [
+        {"volume": "v1", "bscan": bscan, **figures, "flag": flag, "reason": "dark band"}
+        for bscan, flag in (("all", "fail"), *enumerate(flags))
+    ]
+    write_table(rows, path)
     return str(path)
 
 
@@ -236,22 +241,26 @@ def test_flagged_bscans_give_no_patches(flat_files, tmp_path, capsys, leave_out,
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (None, "rerun the stage qc"),
-        ("bscan\tflag\n9\tok\n", "quality of 3 B-scans"),
-        ("slice\tflag\n0\tok\n", "columns bscan and flag"),
-        ("bscan\tflag\n0\n", "columns bscan and flag"),
-        ("", "columns bscan and flag"),
+        (None, "no table of the quality"),
+        ("", "no table of the quality"),
+        (lambda text: text.splitlines()[0], "no table of the quality"),
+        (lambda text: text[: len(text) // 2], "no table of the quality"),
+        (lambda text: text.replace("flag", "mark"), "no table of the quality"),
+        (lambda text: text.replace("pass", "ok"), "no table of the quality"),
+        (lambda text: text.rsplit("v1", 1)[0], "flags of 2 B-scans where the volume has 3"),
     ],
 )
 def test_a_wrong_qc_table_is_named(flat_files, tmp_path, capsys, table, message):
     path = tmp_path / "qc.tsv"
     if table is not None:
-        path.write_text(table)
+        write_qc(path, "pass", "pass", "pass")
+        path.write_text(table(path.read_text()) if table else "")
     inputs = ["--inputs", flat_files[0], "--labels", "healthy", "--split", "train", "--qc", path]
     assert cut(*inputs, "--per-volume", 9, "--size", 32, "--output", tmp_path / "p.h5") == 1
     error = capsys.readouterr().err
     assert "qc.tsv" in error
     assert message in error
+    assert "rerun the stage qc" in error
     assert error.count("\n") == 1
 
 

@@ -77,7 +77,8 @@ def run_all_stages(source: Path, out: Path) -> list[Path]:
     run("resample", input=normalised, output=resampled)
     run("segment", input=resampled, output=layers)
     pictures = {"picture": out / "layers.png", "enface": out / "enface.png"}
-    run("qc", input=resampled, layers=layers, table=out / "qc.tsv", **pictures)
+    run("qc", input=resampled, layers=layers, output=out / "qc.tsv")
+    run("qc_pictures", input=resampled, layers=layers, qc=out / "qc.tsv", **pictures)
     run("flatten", input=resampled, layers=layers, output=flat)
     run("patches", inputs=flat, labels="healthy", split="train", total=20, output=out / "p.h5")
     return [file for file in out.rglob("*") if file.is_file()]

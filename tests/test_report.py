@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from test_evaluate import evaluate, make_scores
 
+from anogan.report_qc import summarise
 from preprocessing.cli import run_command
 from preprocessing.patch_file import INDEX_DTYPE
 
@@ -80,24 +81,32 @@ def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list
     write_residuals(scores, folder / "scores.residuals.h5", residuals)
     write_model(folder / "model")
     (folder / "config.yaml").write_text(f"seed: 1\nnote: '{HOSTILE}'\n")
-    (folder / "qc.tsv").write_text(
-        "volume\tbscan\tthickness_um\tconfidence\tvalid_fraction\tflag\treason\n"
-        "test_01\t0\t290\t0.93\t1.00\tok\t\n"
-        f"test_01\t1\t520\t0.31\t0.62\tcheck\tthickness {HOSTILE}\n"
-    )
+    write_table(folder / "qc.tsv", "test_01", "check", ["pass", "fail", "fail", "check", "fail"])
     (folder / "v1").mkdir()
-    speckle = np.random.default_rng(3).integers(0, 255, (300, 1400), dtype=np.uint8)
-    Image.fromarray(speckle).save(folder / "v1" / "layers.png")
+    speckle = np.random.default_rng(3).integers(0, 255, (300, 2100), dtype=np.uint8)
+    for name in ("layers", "enface"):
+        Image.fromarray(speckle).save(folder / "v1" / f"{name}.png")
     named = {
         "scores": "scores.parquet",
         "residuals": "scores.residuals.h5",
         "metrics": "metrics.tsv",
         "model": "model",
         "qc": "qc.tsv",
-        "layer-pictures": "v1/layers.png",
         "config": "config.yaml",
     }
-    return [part for name, file in named.items() for part in (f"--{name}", f"{folder}/{file}")]
+    arguments = [part for name, file in named.items() for part in (f"--{name}", f"{folder}/{file}")]
+    return [*arguments, "--qc-pictures", f"{folder}/v1/layers.png", f"{folder}/v1/enface.png"]
+
+
+def write_table(path: Path, volume: str, verdict: str, flags: list[str]) -> Path:
+    """Write a table as the stage qc does, with a hostile reason for every flag but "pass"."""
+    rows = [("all", verdict), *enumerate(flags)]
+    reasons = {"pass": "", "check": f"dim {HOSTILE}", "fail": "no retina found"}
+    path.write_text(
+        "volume\tbscan\tthickness_um\tflag\treason\n"
+        + "".join(f"{volume}\t{b}\t290.0\t{flag}\t{reasons[flag]}\n" for b, flag in rows)
+    )
+    return path
 
 
 def report(arguments: list[str], output: Path, *options: str) -> str:
@@ -129,7 +138,7 @@ def test_page_holds_everything_it_shows(made):
     _, _, page = made
     assert not re.search(r"https?://", page)
     sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
-    assert len(sources) == 8
+    assert len(sources) == 9
     assert all(source.startswith("data:image/") for source in sources)
     assert not re.search(r"@import|url\(|<link|<script|<iframe", page)
 
@@ -137,7 +146,7 @@ def test_page_holds_everything_it_shows(made):
 def test_text_from_the_data_is_escaped(made):
     _, _, page = made
     assert HOSTILE not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3  # volume, QC reason, config
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4  # volume, 2 QC reasons, config
 
 
 def test_all_figures_are_written_as_svg_and_png(made):
@@ -164,8 +173,31 @@ def test_page_states_the_result_beside_the_paper(made):
     assert "AnoGAN, A(x) paper (other data) 0.8834 0.7277 0.7279 0.8928 0.89" in text
     assert "aCAE paper (other data) 0.7005" in text
     assert "The test patches had no part in it" in text
-    assert "1 of 2 B-scans are flagged, in 1 volume." in text
     assert "synthetic phantom" not in text
+
+
+def test_what_was_left_out_stands_with_its_reason(made, tmp_path):
+    arguments, _, page = made
+    text = text_of(page)
+    assert "3 B-scans flagged “fail” gave no patches" in text
+    assert "volumes 0 1 0 B-scans 1 1 3" in text  # pass, check, fail
+    assert "3 of 5 1-2, 4: no retina found" in text
+    every = text_of(report(arguments, tmp_path / "check.html", "--leave-out", "check"))
+    assert "4 B-scans flagged “check” or “fail” gave no patches" in every
+    nothing = text_of(report(arguments, tmp_path / "none.html", "--leave-out", "none"))
+    assert "All B-scans were used" in nothing
+
+
+def test_a_thousand_bad_bscans_make_a_short_list(tmp_path):
+    flags = ["fail", "pass"] * 500
+    tables = [write_table(tmp_path / f"{i}.tsv", f"v{i}", "fail", flags) for i in range(60)]
+    tables.append(write_table(tmp_path / "good.tsv", "good", "pass", ["pass"]))
+    found = summarise([str(table) for table in tables], "fail")
+    assert found["counts"]["volumes"] == {"pass": 1, "check": 0, "fail": 60}
+    assert found["n_left_out"] == 30000
+    assert len(found["volumes"]) + found["more"] == 60
+    assert len(str(found["volumes"])) < 20_000
+    assert found["volumes"][0]["left_out"][0].endswith("16, 18 and 490 more: no retina found")
 
 
 def test_unlabelled_volumes_are_listed_by_score_against_the_healthy_threshold(made):

@@ -15,7 +15,7 @@ from conftest import plain_bytes
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
-STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc"]
+STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc", "qc_pictures"]
 
 # Small enough for a test, with every stage: 32-pixel patches and a toy network.
 TINY = {
@@ -203,8 +203,9 @@ class TestWholeRun:
             (
                 "preprocessing/qc.py",
                 "qc",
-                {"qc", "report"},
+                {"qc", "qc_pictures", "patches", "train", "map", "evaluate", "report"},
             ),
+            ("preprocessing/qc_pictures.py", "qc_pictures", {"qc_pictures", "report"}),
             (
                 "preprocessing/readers/nifti.py",
                 "load",
@@ -233,6 +234,12 @@ class TestWholeRun:
             ("evaluate", "bootstrap", 10, {"evaluate", "report"}),
             ("train", "epochs", 4, {"train", "map", "evaluate", "report"}),
             ("patches", "test_per_volume", 10, {"patches", "map", "evaluate", "report"}),
+            (
+                "patches",
+                "leave_out_bscans",
+                "check",
+                {"patches", "train", "map", "evaluate", "report"},
+            ),
         ],
     )
     def test_a_config_change_reruns_what_depends_on_it(

@@ -114,12 +114,24 @@ def volumes_of_part(part):
     return SHEET.volumes(split, int(chunk), config["map"]["chunks"])
 
 
-def flat_files(suffix):
-    """An input function: one file of every flat volume of a part."""
+def part_files(name):
+    """An input function: the file `name` of every volume of a part."""
     return lambda wildcards: expand(
-        f"{RESULTS}/volumes/{{volume}}/flat{suffix}",
+        f"{RESULTS}/volumes/{{volume}}/{name}",
         volume=volumes_of_part(wildcards.part),
     )
+
+
+def quality_tables(wildcards):
+    """The QC tables of a part's volumes; none where B-scans are used whatever their flag."""
+    if config["patches"]["leave_out_bscans"] == "none":
+        return []
+    return part_files("qc.tsv")(wildcards)
+
+
+def quality_option(wildcards, input):
+    tables = " ".join(shlex.quote(str(table)) for table in input.qc)
+    return f"--qc {tables}" if tables else ""
 
 
 def mapped_parts(suffix):

@@ -134,8 +134,7 @@ rule qc:
         **volume_files("resampled"),
         layers=rules.segment.output.layers,
     output:
-        table=f"{RESULTS}/volumes/{{volume}}/qc.tsv",
-        picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
+        f"{RESULTS}/volumes/{{volume}}/qc.tsv",
     log:
         f"{RESULTS}/logs/qc/{{volume}}.log",
     benchmark:
@@ -150,7 +149,33 @@ rule qc:
         code=code_version("preprocessing.qc"),
     shell:
         "python -m preprocessing qc --input {input.image:q} --layers {input.layers:q}"
-        " --table {output.table:q} --picture {output.picture:q} > {log:q} 2>&1"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule qc_pictures:
+    input:
+        **volume_files("resampled"),
+        layers=rules.segment.output.layers,
+        table=rules.qc.output,
+    output:
+        picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
+        enface=f"{RESULTS}/volumes/{{volume}}/enface.png",
+    log:
+        f"{RESULTS}/logs/qc_pictures/{{volume}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/qc_pictures/{{volume}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=10,
+    params:
+        code=code_version("preprocessing.qc_pictures"),
+    shell:
+        "python -m preprocessing qc_pictures --input {input.image:q} --layers {input.layers:q}"
+        " --qc {input.table:q} --picture {output.picture:q} --enface {output.enface:q}"
+        " > {log:q} 2>&1"
 
 
 rule flatten:
@@ -182,12 +207,13 @@ rule flatten:
 
 rule patches:
     input:
-        images=flat_files(".nii.gz"),
-        valid=flat_files(".valid.nii.gz"),
-        annotations=flat_files(".annotation.nii.gz"),
-        vendor=flat_files(".vendor.npz"),
-        sidecars=flat_files(".json"),
-        geometry=flat_files(".geometry.npz"),
+        images=part_files("flat.nii.gz"),
+        valid=part_files("flat.valid.nii.gz"),
+        annotations=part_files("flat.annotation.nii.gz"),
+        vendor=part_files("flat.vendor.npz"),
+        sidecars=part_files("flat.json"),
+        geometry=part_files("flat.geometry.npz"),
+        qc=quality_tables,
     output:
         f"{RESULTS}/patches/{{part}}.h5",
     log:
@@ -205,11 +231,14 @@ rule patches:
         labels=lambda wildcards: [SHEET[volume].label for volume in volumes_of_part(wildcards.part)],
         split=lambda wildcards: split_of(wildcards.part),
         amount=lambda wildcards: patch_count(split_of(wildcards.part)),
+        quality=quality_option,
+        leave_out=config["patches"]["leave_out_bscans"],
         size=config["patches"]["size"],
         anomalous_fraction=config["patches"]["anomalous_fraction"],
         seed=config["seed"],
     shell:
         "python -m preprocessing patches --inputs {input.images:q} --labels {params.labels}"
+        " {params.quality} --leave-out {params.leave_out}"
         " --split {params.split} {params.amount} --size {params.size}"
         " --anomalous-fraction {params.anomalous_fraction} --seed {params.seed}"
         " --output {output:q} > {log:q} 2>&1"

@@ -67,7 +67,11 @@ rule report:
         samples=rules.train.output.samples,
         real=rules.train.output.real,
         qc=expand(f"{RESULTS}/volumes/{{volume}}/qc.tsv", volume=SHEET.rows),
-        pictures=expand(f"{RESULTS}/volumes/{{volume}}/layers.png", volume=shown_volumes()),
+        pictures=expand(
+            f"{RESULTS}/volumes/{{volume}}/{{picture}}.png",
+            volume=shown_volumes(),
+            picture=["layers", "enface"],
+        ),
         config=rules.resolved_config.output,
     output:
         page=report(
@@ -94,9 +98,10 @@ rule report:
     params:
         code=code_version("anogan.report", "anogan/templates/report.html.j2"),
         model=subpath(input.description, parent=True),
+        leave_out=config["patches"]["leave_out_bscans"],
         phantom="--phantom" if any(row.is_phantom for row in SHEET.rows.values()) else "",
     shell:
         "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
-        " --layer-pictures {input.pictures:q} --config {input.config:q}"
-        " {params.phantom} --output {output.page:q} > {log:q} 2>&1"
+        " --leave-out {params.leave_out} --qc-pictures {input.pictures:q}"
+        " --config {input.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"
