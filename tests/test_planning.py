@@ -10,6 +10,7 @@ from planning import code_version as versions
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
 from planning.sample_sheet import chunk_of, read_sample_sheet
+from planning.sources import source_files
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["volume", "patient", "eye", "path", "split", "label", "annotation"]
@@ -283,3 +284,20 @@ def test_preprocessing_never_needs_torch():
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         imports = {i.split(".")[0] for i in versions._parse(name)[1]}
         assert not imports & {"torch", "anogan", "snakemake"}, name
+
+
+def test_all_files_of_a_volume_are_watched(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("b1.png", "b2.png", "oct.yaml", ".hidden"):
+        (folder / name).touch()
+    for name in ("export.xml", "A.TIF", "other.nii.gz", "scan.mhd", "scan.raw", "scan.json"):
+        (tmp_path / name).touch()
+
+    def names(path):
+        return [Path(file).name for file in source_files(str(path))]
+
+    assert names(folder) == ["b1.png", "b2.png", "oct.yaml"]
+    assert names(tmp_path / "export.xml") == ["export.xml", "A.TIF"]
+    assert names(tmp_path / "scan.mhd") == ["scan.mhd", "scan.json", "scan.raw"]
+    assert names(tmp_path / "other.nii.gz") == ["other.nii.gz"]

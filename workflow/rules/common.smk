@@ -14,6 +14,7 @@ from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
 from planning.sample_sheet import PHANTOM_FOLDER, read_sample_sheet
+from planning.sources import source_files
 
 try:
     config = resolve_config(config)
@@ -60,28 +61,22 @@ def from_sheet(column):
     return lambda wildcards: getattr(row_of(wildcards), column)
 
 
-def source_files(wildcards):
-    """The files that the stage load reads: of an export its XML and images, a sidecar, a mask."""
+def load_inputs(wildcards):
+    """The files that the stage load reads: those of the volume, and those of its mask."""
     row = row_of(wildcards)
     source = os.path.join(DATA, row.path)
-    files = {"images": source}
+    files = {"images": source_files(source)}
+    if row.is_phantom:
+        files["images"] = [source, re.sub(r"\.nii\.gz$", ".json", source)]
     if row.annotation:
-        files["annotation"] = os.path.join(DATA, row.annotation)
-    if os.path.isdir(source) or source.lower().endswith(".xml"):
-        folder = source if os.path.isdir(source) else os.path.dirname(source)
-        names = sorted(os.listdir(folder))
-        export = [name for name in names if name.lower().endswith((".xml", ".tif", ".tiff"))]
-        files["images"] = [os.path.join(folder, name) for name in export]
-    sidecar = re.sub(r"\.nii(\.gz)?$", ".json", source)
-    if row.is_phantom or (sidecar != source and os.path.exists(sidecar)):
-        files["sidecar"] = sidecar
+        mask = os.path.join(DATA, row.annotation)
+        files["annotation"] = mask if row.is_phantom else source_files(mask)
     return files
 
 
-def annotation_option(wildcards, input):
-    if "annotation" not in input.keys():
-        return ""
-    return f"--annotation {shlex.quote(str(input.annotation))}"
+def annotation_option(wildcards):
+    annotation = row_of(wildcards).annotation
+    return f"--annotation {shlex.quote(os.path.join(DATA, annotation))}" if annotation else ""
 
 
 def spacing_option(wildcards):

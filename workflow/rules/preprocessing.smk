@@ -33,7 +33,7 @@ if any(row.is_phantom for row in SHEET.rows.values()):
 
 rule load:
     input:
-        unpack(source_files),
+        unpack(load_inputs),
     output:
         **volume_files("volume"),
     log:
