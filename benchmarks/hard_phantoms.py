@@ -9,21 +9,29 @@ from preprocessing.phantom import make_phantom
 from preprocessing.volume import Volume
 
 SHAPE, SPACING_MM = (8, 496, 512), (0.24, 0.00387, 0.0117)
-EYES = 3
 Truth = dict[str, np.ndarray]
 
 
-def hard_phantoms() -> Iterator[tuple[str, Volume, Truth]]:
+def hard_phantoms(
+    eyes: int = 3, shape: tuple[int, int, int] = SHAPE
+) -> Iterator[tuple[str, Volume, Truth]]:
     """Yield (scenario, volume, truth): `ilm` and `bm` (b, x) in z pixels, NaN where unseen."""
-    for k in range(EYES):
-        for scenario, change in SCENARIOS.items():
-            rng = np.random.default_rng([k, len(scenario)])
-            reshape = {"PED": _detach, "atrophy": _waste}.get(scenario)
-            volume, layers = make_phantom(
-                f"hard-{k}", 7, scenario == "lesions", SHAPE, SPACING_MM, reshape
-            )
-            gray, truth = change(volume.data.copy(), layers, rng)
-            yield scenario, volume.replace(data=gray), truth
+    for eye in range(eyes):
+        for scenario in SCENARIOS:
+            yield scenario, *hard_phantom(scenario, eye, shape)
+
+
+def hard_phantom(
+    scenario: str, eye: int, shape: tuple[int, int, int] = SHAPE
+) -> tuple[Volume, Truth]:
+    """Return the volume and truth of one of `SCENARIOS` in an eye of the number `eye`."""
+    reshape = {"PED": _detach, "atrophy": _waste}.get(scenario)
+    volume, layers = make_phantom(
+        f"hard-{eye}", 7, scenario == "lesions", shape, SPACING_MM, reshape
+    )
+    rng = np.random.default_rng([eye, len(scenario)])
+    gray, truth = SCENARIOS[scenario](volume.data.copy(), layers, rng)
+    return volume.replace(data=gray), truth
 
 
 def _as_it_is(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
@@ -33,59 +41,65 @@ def _as_it_is(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tupl
 def _tilt(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
     """Shear each B-scan by up to 0.25 mm a mm, as when the beam enters off the pupil's centre."""
     slope = rng.choice([-1, 1]) * rng.uniform(0.15, 0.25) * SPACING_MM[2] / SPACING_MM[1]
-    x = np.arange(SHAPE[2]) - SHAPE[2] / 2
-    return _moved(gray, layers, np.rint(slope * x)[np.newaxis])
+    x = np.arange(gray.shape[2]) - gray.shape[2] / 2
+    return _moved(gray, layers, np.rint(slope * x)[np.newaxis], rng)
 
 
 def _clip_top(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
     """Move the retina up until a third of the ILM is cut off."""
     up = np.quantile(layers["ilm"], 0.33, axis=1, keepdims=True)
-    return _moved(gray, layers, -np.rint(up))
+    return _moved(gray, layers, -np.rint(up), rng)
 
 
-def _moved(gray: np.ndarray, layers: Truth, shift: np.ndarray) -> tuple:
-    """Move every column (b, x) down by whole rows; what comes in is the B-scan's darkest fifth."""
-    rows = np.arange(SHAPE[1])[np.newaxis, :, np.newaxis] - shift[:, np.newaxis]
-    rows = np.broadcast_to(rows, gray.shape).astype(int)
-    inside = (rows >= 0) & (rows < SHAPE[1])
-    moved = np.take_along_axis(gray, rows.clip(0, SHAPE[1] - 1), axis=1)
-    noise = np.take_along_axis(gray, rows % (SHAPE[1] // 10), axis=1)
-    return np.where(inside, moved, noise), {
-        name: np.clip(layer + shift, -0.5, SHAPE[1] - 0.5) for name, layer in layers.items()
+def _moved(
+    gray: np.ndarray, layers: Truth, shift: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, Truth]:
+    """Move every column (b, x) down by whole rows; what comes in, and the wedges, is noise."""
+    depth = gray.shape[1]
+    rows = np.arange(depth)[np.newaxis, :, np.newaxis] - shift[:, np.newaxis].astype(int)
+    rows = np.broadcast_to(rows, gray.shape)
+    moved = np.take_along_axis(gray, rows.clip(0, depth - 1), axis=1)
+    empty = (rows < 0) | (rows >= depth) | (moved == 0) | (moved == 1)
+    return np.where(empty, _noise(gray.shape, rng), moved), {
+        name: np.clip(layer + shift, -0.5, depth - 0.5) for name, layer in layers.items()
     }
+
+
+def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    return to_display(to_power(0.08) * rng.standard_exponential(shape))
 
 
 def _shadows(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
     """Dim the columns below thick vessels and floaters by 7 to 13 dB, over 100 to 300 um."""
-    x = np.arange(SHAPE[2])
-    loss = np.ones((SHAPE[0], 1, SHAPE[2]))
-    for b in range(SHAPE[0]):
+    x = np.arange(gray.shape[2])
+    loss = np.ones((len(gray), 1, gray.shape[2]))
+    for b in range(len(gray)):
         for _ in range(4):
             half = rng.uniform(50, 150) / 1000 / SPACING_MM[2]
-            under = np.abs(x - rng.uniform(0, SHAPE[2])) < half
+            under = np.abs(x - rng.uniform(0, gray.shape[2])) < half
             loss[b, 0, under] = rng.uniform(0.05, 0.2)
-    below = np.arange(SHAPE[1])[:, np.newaxis] > layers["ilm"][:, np.newaxis] + 8
+    below = np.arange(gray.shape[1])[:, np.newaxis] > layers["ilm"][:, np.newaxis] + 8
     return to_display(to_power(gray) * np.where(below, loss, 1)), layers
 
 
 def _blank(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
     """Empty one B-scan and make two adjacent ones noise, as a blink does."""
     gray[1] = 0
-    gray[4:6] = to_display(to_power(0.08) * rng.standard_exponential(gray[4:6].shape))
-    unseen = np.isin(np.arange(SHAPE[0]), (1, 4, 5))[:, np.newaxis]
+    gray[4:6] = _noise(gray[4:6].shape, rng)
+    unseen = np.isin(np.arange(len(gray)), (1, 4, 5))[:, np.newaxis]
     return gray, {name: np.where(unseen, np.nan, layer) for name, layer in layers.items()}
 
 
 def _wedges(value: float):
     def change(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
         """Cut wedges off two corners; they take the ILM and BM of some columns."""
-        z, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+        z, x = np.mgrid[: gray.shape[1], : gray.shape[2]]
         x = x if rng.random() < 0.5 else x[:, ::-1]
         top = z < layers["ilm"].min() + 20 - 0.6 * x
-        bottom = z > layers["bm"].max() - 10 + 0.6 * (SHAPE[2] - x)
+        bottom = z > layers["bm"].max() - 10 + 0.6 * (gray.shape[2] - x)
         gray[:, top | bottom] = value
         first = (~top).argmax(axis=0)
-        last = SHAPE[1] - 1 - (~bottom[::-1]).argmax(axis=0)
+        last = gray.shape[1] - 1 - (~bottom[::-1]).argmax(axis=0)
         seen = (layers["ilm"] > first + 3) & (layers["bm"] < last - 3)
         return gray, {name: np.where(seen, layer, np.nan) for name, layer in layers.items()}
 
@@ -111,10 +125,10 @@ def _from_atrophy(y_mm: np.ndarray, x_mm: np.ndarray) -> np.ndarray:
 
 def _transmit(gray: np.ndarray, layers: Truth, rng: np.random.Generator) -> tuple:
     """Brighten the choroid under the missing RPE threefold, as light passes unhindered."""
-    y = (np.arange(SHAPE[0]) - (SHAPE[0] - 1) / 2) * SPACING_MM[0]
-    x = (np.arange(SHAPE[2]) - (SHAPE[2] - 1) / 2) * SPACING_MM[2]
+    y = (np.arange(len(gray)) - (len(gray) - 1) / 2) * SPACING_MM[0]
+    x = (np.arange(gray.shape[2]) - (gray.shape[2] - 1) / 2) * SPACING_MM[2]
     gain = np.where(_from_atrophy(y, x) < 1, 3.0, 1.0)
-    below = np.arange(SHAPE[1])[:, np.newaxis] > layers["bm"][:, np.newaxis]
+    below = np.arange(gray.shape[1])[:, np.newaxis] > layers["bm"][:, np.newaxis]
     return to_display(to_power(gray) * np.where(below, gain[:, np.newaxis], 1)), layers
 
 

@@ -212,7 +212,8 @@ def _find_coarse(
     lower = 2 * window_mean(total, -thin, 0) - window_mean(total, 0, thin)
     lower -= window_mean(total, 0, thick)
     bright = cumulate(np.maximum(window_mean(total, -thin // 2, thin // 2) - 0.5, 0))[..., :-1]
-    lower -= 0.6 * (bright[..., -1:] - bright) / rows  # nothing as bright as the RPE below BM
+    # nothing as bright as the RPE below BM, but for the choroid under atrophy
+    lower -= 0.6 * np.minimum((bright[..., -1:] - bright) / rows, 1)
 
     there = known[starts, :, np.newaxis]
     upper, lower = (np.where(there, _in_cells(s, rows).max(axis=3), 0) for s in (upper, lower))
@@ -287,7 +288,7 @@ def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
         score -= 0.5 * np.maximum(window_mean(total, near, far) - 0.5, 0)
         score = score[..., far:-far]
         path = best_path(score, max_move=max(1, round(6 / steps[0])), move_cost=0.0075 * steps[0])
-        weight = np.maximum(at_path(score, path), 0.01)
+        weight = np.maximum(at_path(score, path), 0.05) ** 3
         found = centre + subpixel(score, path) - band
         bm = _bridged(found, weight, period_um / steps[1], 8 / steps[0])
     return bm
@@ -334,4 +335,6 @@ def _find_rpe(
     too_high = centre[..., np.newaxis] - elevation < highest[..., np.newaxis]
     score[(elevation < 0) | too_high] = -10
     path = best_path(score, max_move=round(40 / steps[0]), move_cost=0.005 * steps[0])
-    return centre + subpixel(score, path) - above, at_path(fall, path)
+    # on the path itself, which seeks it, even noise has contrast
+    steady = np.rint(smooth_columns(path.astype(np.float32), round(50 / steps[1]))).astype(int)
+    return centre + subpixel(score, path) - above, at_path(fall, steady)

@@ -241,9 +241,14 @@ def read_nifti_header(path: str | Path) -> "Nifti1Header":
 
 
 def as_stored(volume: Volume) -> Volume:
-    """Return `volume` with the gray values that reading it back from disk would give."""
+    """Return `volume` with the values that reading it back from disk would give."""
     stored, slope = _compact(volume.data, volume.intensity)
-    return volume.replace(data=stored.astype(np.float32) * np.float32(slope))
+    annotation = volume.annotation
+    if annotation is not None:
+        annotation = np.rint(100 * annotation) / np.float32(100)
+    return volume.replace(
+        data=stored.astype(np.float32) * np.float32(slope), annotation=annotation
+    )
 
 
 def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:

@@ -5,10 +5,14 @@ import argparse
 import numpy as np
 import pytest
 
+from benchmarks.hard_phantoms import SCENARIOS, hard_phantom
 from preprocessing import segment
 from preprocessing.errors import InputError
 from preprocessing.layer_search import find_layers
 from preprocessing.layers import read_layers, write_layers
+from preprocessing.load import canonical
+from preprocessing.normalise import normalise
+from preprocessing.resample import resample
 from preprocessing.volume import Volume, write_volume
 
 SPACING_MM = (0.12, 0.0039, 0.022)
@@ -179,3 +183,42 @@ def test_fluid_of_real_eyes_lies_between_ilm_and_bm(real_data):
     assert inside[fluid > 0].mean() > 0.999
     thickness_um = 3.87 * np.nanmean(layers.bm - layers.ilm)
     assert 250 < thickness_um < 400
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_hard_phantoms_reach_the_goals(scenario):
+    volume, truth = hard_phantom(scenario, 0, (6, 440, 512))
+    ready = resample(normalise(canonical(volume, False), (1, 99)), 22.0)
+    layers = find_layers(ready.data, ready.valid, ready.spacing_mm)
+    columns = (np.arange(512) + 0.5) * ready.data.shape[2] / 512 - 0.5
+    for name, goal_um in (("ilm", 2), ("bm", 6)):
+        surface = np.stack(
+            [np.interp(columns, range(len(row)), row) for row in getattr(layers, name)]
+        )
+        seen = np.isfinite(truth[name])
+        assert 3.87 * np.nanmean(np.abs(surface - truth[name])) < goal_um
+        assert np.isfinite(surface[seen]).mean() > 0.97
+        blank = ~seen.any(axis=1)
+        assert np.isnan(surface[blank]).all()
+
+
+def test_layers_end_at_the_optic_disc():
+    data, ilm, bm = retina()
+    rng = np.random.default_rng(5)
+    z = np.arange(ROWS)[np.newaxis, :, np.newaxis]
+    nerve = np.where(z > ilm[:, np.newaxis] + 30, 0.45 * np.exp(-(z - 150) / 200), 0.08)
+    nerve = 2 * nerve * rng.gamma(30, 1 / 30, data.shape) ** 0.5 - 1
+    data[:, :, 150:] = nerve[:, :, 150:]
+    layers = find_layers(data, everywhere(data), SPACING_MM)
+    assert np.isnan(layers.bm[:, 165:]).mean() > 0.8
+    assert np.isfinite(layers.bm[:, :140]).all()
+    assert np.abs(layers.bm - bm)[:, :140].mean() < 0.8
+
+
+def test_a_bscan_unlike_its_neighbours_is_searched_again():
+    """A bright layer in the vitreous does not pass for the ILM."""
+    data, ilm, bm = retina(5)
+    data[2, 20:40] = 0
+    layers = find_layers(data, everywhere(data), SPACING_MM)
+    assert np.abs(layers.ilm - ilm)[2].mean() < 1.5
+    assert np.abs(layers.bm - bm)[2].mean() < 1.5
