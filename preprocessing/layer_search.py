@@ -288,7 +288,7 @@ def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
         score -= 0.5 * np.maximum(window_mean(total, near, far) - 0.5, 0)
         score = score[..., far:-far]
         path = best_path(score, max_move=max(1, round(6 / steps[0])), move_cost=0.0075 * steps[0])
-        weight = np.maximum(at_path(score, path), 0.05) ** 3
+        weight = np.maximum(at_path(score, path), 0.05) ** 2
         found = centre + subpixel(score, path) - band
         bm = _bridged(found, weight, period_um / steps[1], 8 / steps[0])
     return bm

@@ -14,26 +14,6 @@ from preprocessing.geometry import Geometry, read_geometry
 from preprocessing.volume import read_nifti, read_nifti_header, write_nifti
 
 
-class PatchMean:
-    """Mean of overlapping patches where they lie in the flat volume, NaN where none does."""
-
-    def __init__(self, flat_shape: tuple[int, int, int]) -> None:
-        self._sum = np.zeros(flat_shape, np.float32)
-        self._count = np.zeros(flat_shape, np.int32)
-
-    def add(self, patches: np.ndarray, corners: np.ndarray) -> None:
-        """Add patches (n, h, w) whose top left pixels are the flat pixels `corners` (n, 3)."""
-        _, height, width = patches.shape
-        for patch, (b, r, c) in zip(patches, corners.tolist(), strict=True):
-            window = (b, slice(r, r + height), slice(c, c + width))
-            self._sum[window] += patch
-            self._count[window] += 1
-
-    def result(self) -> np.ndarray:
-        """Return the flat map (b, r, c) float32."""
-        return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.float32(np.nan))
-
-
 def to_native_map(
     flat_map: np.ndarray, geometry: Geometry, native_shape: tuple[int, int, int]
 ) -> np.ndarray:

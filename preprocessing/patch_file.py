@@ -34,10 +34,7 @@ INDEX_DTYPE = np.dtype(
         ("bscan", np.int32),
         ("z", np.int32),  # row of the top left pixel in the flat volume
         ("x", np.int32),  # column of the top left pixel in the flat volume
-        (
-            "eye_label",
-            np.int8,
-        ),  # of the whole eye: 1 diseased, 0 healthy, -1 unknown
+        ("eye_label", np.int8),  # of the whole eye: 1 diseased, 0 healthy, -1 unknown
         ("label", np.int8),  # 1 anomalous, 0 normal, -1 unknown
         ("label_source", h5py.string_dtype("utf-8", 16)),  # annotation, healthy, eye or none
         ("anomalous_fraction", np.float32),  # of the patch's pixels, NaN where not annotated

@@ -21,7 +21,7 @@ LEAVE_OUT = {"none": (), "fail": ("fail",), "check": ("fail", "check")}  # flags
 
 
 def window_sums(mask: np.ndarray, size: int) -> np.ndarray:
-    """Return (b, z - size + 1, x - size + 1) int32: pixels of `mask` (b, z, x) in each window."""
+    """Return (b, z - size + 1, x - size + 1) int32: sum of `mask` (b, z, x), whole numbers, in each window."""
     n_b, n_z, n_x = mask.shape
     area = np.zeros((n_b, n_z + 1, n_x + 1), np.int32)
     np.cumsum(mask, axis=1, out=area[:, 1:, 1:])
@@ -74,9 +74,10 @@ def marked_fraction(annotation: np.ndarray | None, corners: np.ndarray, size: in
     if annotation is None:
         return np.full(len(corners), np.nan, np.float32)
     places = tuple(corners.T)
-    marked = window_sums(annotation >= 0.5, size)[places].astype(np.float32)
+    percent = np.rint(100 * np.nan_to_num(annotation)).astype(np.int32)  # whole, so 0 stays 0
+    marked = window_sums(percent, size)[places] / np.float32(100 * size**2)
     unexamined = window_sums(np.isnan(annotation), size)[places]
-    return np.where(unexamined == 0, marked / np.float32(size**2), np.float32(np.nan))
+    return np.where(unexamined == 0, marked, np.float32(np.nan))
 
 
 def label_patches(
@@ -174,9 +175,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--leave-out",
         choices=list(LEAVE_OUT),
         default="fail",
-        help="B-scans flagged so, or worse, give no patches",
+        help="B-scans that --qc flags so, or worse, give no patches",
     )
-    parser.add_argument("--split", required=True, choices=["train", "validation", "test", "score"])
+    parser.add_argument(
+        "--split",
+        required=True,
+        choices=["train", "validation", "test", "score"],
+        help="what the patches are for; training takes raster scans only",
+    )
     count = parser.add_mutually_exclusive_group(required=True)
     count.add_argument("--total", type=int, help="patches over all volumes, in equal shares")
     count.add_argument("--per-volume", type=int, help="patches of each volume")
@@ -187,7 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="marked pixels that make a patch anomalous; fewer but some: left out of the metrics",
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the places of patches")
     parser.add_argument("--output", required=True, help="HDF5 file")
 
 

@@ -5,7 +5,6 @@ the single stages, in half of their time.
 """
 
 import argparse
-from pathlib import Path
 
 from preprocessing import flatten, load, normalise, resample
 from preprocessing.errors import InputError
@@ -35,7 +34,7 @@ def command(args: argparse.Namespace) -> str:
     except InputError as error:
         raise InputError(f"{args.input}: {error}") from error
     flat, geometry = flatten.flatten_by(volume, layers, args)
-    write_layers(layers, Path(args.output).with_name("layers.npz"))
+    write_layers(layers, geometry_path(args.output).replace(".geometry.", ".layers."))
     write_geometry(geometry, geometry_path(args.output))
     write_volume(flat, args.output)
     return f"{summary(volume, layers)}; {flatten.summary(flat)}"

@@ -31,8 +31,8 @@ from preprocessing.files import write_text
 from preprocessing.layers import Layers, read_layers
 from preprocessing.qc_measures import (
     Columns,
+    choroid_glow,
     fovea_off_centre_mm,
-    looks_upside_down,
     mean_of,
     measure,
     row_means,
@@ -72,6 +72,7 @@ TOO_LOW = {
     "signal": (2.5, 1.25, "low signal"),
 }
 UPSIDE_DOWN = "the volume is upside down or folded: more light above the retina than below"
+NO_GLOW = (-0.02, -0.1)  # of the choroid: check below, fail below
 MANY_BSCANS = 0.1  # of a volume, flagged
 MANY_OUTLIERS = 0.02  # of the columns of a volume
 
@@ -98,13 +99,13 @@ def assess(volume: Volume, layers: Layers, columns: Columns) -> list[dict]:
         "vendor_difference_um": vendor_difference_um(volume, layers),
     }
     rows = []
-    upside_down = looks_upside_down(volume)
+    glow = choroid_glow(volume)
     for b in range(len(known)):
         own = {name: float(values[b]) for name, values in figures.items()}
-        flag, reason = ("fail", UPSIDE_DOWN) if upside_down else judge_bscan(own)
+        flag, reason = ("fail", UPSIDE_DOWN) if glow < NO_GLOW[1] else judge_bscan(own)
         rows.append({"volume": volume.volume, "bscan": b, **own, "flag": flag, "reason": reason})
     means = {name: mean_of(values) for name, values in figures.items()}
-    flag, reason = judge_volume(volume, columns, means, [row["flag"] for row in rows])
+    flag, reason = judge_volume(volume, columns, means, glow, [row["flag"] for row in rows])
     whole = {"volume": volume.volume, "bscan": WHOLE, **means, "flag": flag, "reason": reason}
     return [whole, *rows]
 
@@ -130,15 +131,20 @@ def judge_bscan(figures: dict[str, float]) -> tuple[str, str]:
 
 
 def judge_volume(
-    volume: Volume, columns: Columns, means: dict[str, float], flags: list[str]
+    volume: Volume, columns: Columns, means: dict[str, float], glow: float, flags: list[str]
 ) -> tuple[str, str]:
-    """Return flag and reason of a volume with these `means` over and `flags` of its B-scans."""
+    """Return flag and reason of a volume with these `means` over and `flags` of its B-scans.
+
+    `glow` is its `choroid_glow`.
+    """
     failed, to_check = flags.count("fail"), flags.count("check")
     reasons = []
     if failed or to_check > MANY_BSCANS * len(flags):
         reasons.append(f"{failed} of {len(flags)} B-scans fail, {to_check} to check")
     if means["outliers"] > MANY_OUTLIERS:
         reasons.append("thickness jumps")
+    if NO_GLOW[1] <= glow < NO_GLOW[0]:
+        reasons.append("as light above the retina as below: look whether it is upside down")
     if volume.scan_pattern not in ("raster", "line"):
         reasons.append(f"{volume.scan_pattern} scan")
     if len(flags) == 1:

@@ -19,7 +19,6 @@ MARGIN_UM = 10  # a surface this close to the edge of the scan was cut off there
 DARK = 0.5  # of the usual brightness: about 7 dB less, a fifth of the light
 RIM_MM, PIT_UM = 0.7, 20  # where the rim of the foveal pit is, and how much higher at least
 BESIDE_UM = (20, 80)  # distance from the outermost bright tissue, seen from outside
-CHOROID_GLOW = -0.02  # of the span of gray values: 0.1 to 0.3 in eyes, 0.01 in the dimmest
 SPECKLE_UM = (20, 100)  # (z, x) over which gray values are averaged before they are judged
 
 
@@ -80,9 +79,10 @@ def measure(volume: Volume, layers: Layers) -> Columns:
     )
 
 
-def looks_upside_down(volume: Volume, most: int = 12) -> bool:
-    """Tell whether there is more light above the tissue than below it, in up to `most` B-scans.
+def choroid_glow(volume: Volume, most: int = 12) -> float:
+    """Return how much lighter it is below the tissue than above it, in up to `most` B-scans.
 
+    In units of the span of gray values: 0.1 to 0.3 in eyes, 0.01 in the dimmest, -0.25 upside down.
     Next to the bright tissue lies the dark vitreous above, and the fading choroid below; without
     layers, which would be wrong in a volume that is upside down.
     """
@@ -99,7 +99,7 @@ def looks_upside_down(volume: Volume, most: int = 12) -> bool:
     near, far = (um / step_um for um in BESIDE_UM)
     above, below = _band_means(data, valid, (first - far, first - near), (last + near, last + far))
     surplus = (row_means(below) - row_means(above)) / np.maximum(bright - dark, 1e-6)
-    return mean_of(surplus, np.median) < CHOROID_GLOW
+    return mean_of(surplus, np.median)
 
 
 def fovea_off_centre_mm(thickness_um: np.ndarray, volume: Volume) -> float:

@@ -32,10 +32,7 @@ PANEL_PX = (240, 900)  # narrowest and widest panel
 HEAD_PX, LABEL_PX, GAP_PX, LEGEND_PX = 72, 20, 8, 280
 STRETCH = 3  # of depth, as a true-scale retina is a thin band
 FRAME_UM = (80, 150)  # shown above the ILM and below BM
-PAPER, WHITE = (
-    240,
-    190,
-)  # gray level of the sheet and of the brightest tissue, darker than the lines
+PAPER, WHITE = 240, 190  # gray of the sheet and of the brightest tissue, darker than the lines
 DPI, MOST_LETTERS = 110, 120  # of the en-face maps and of their heading
 THICKNESS_UM = ((100, 500), (100, 900))  # colour scale, and the one for oedema
 

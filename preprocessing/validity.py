@@ -5,6 +5,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 MIN_RUN_PX = 8  # shorter runs of black at a border are speckle of the vitreous, which is not white
 MIN_WEDGE_HEIGHT = 1 / 8  # of the depth of the scan, about 0.25 mm: no saturated layer is as thick
+TISSUE_GRAY = 0.3  # of display values; the noise of a vitreous is darker
 FLOAT_MAX = 1e30  # vendors mark missing linear values by FLT_MAX
 
 
@@ -15,14 +16,31 @@ def find_valid(data: np.ndarray, intensity: str) -> np.ndarray:
     values) pure white of at least `MIN_RUN_PX` that touch the border of the B-scan along z or x;
     along z also shorter ones of white, as a wedge tapers off. Runs along x count only where they
     begin on a stretch of border as high as a wedge's: a layer that is saturated, or dark and
-    clipped to black, may leave the picture at its side.
+    clipped to black, may leave the picture at its side. Where the device shows the whole vitreous
+    black, black is what it measured, but for columns without anything else.
     """
     valid = np.stack([np.abs(bscan) < FLOAT_MAX for bscan in data])
     blanks = (0, 1) if intensity == "display" else (0,)
+    if intensity == "display" and _vitreous_is_black(data):
+        valid &= data.any(axis=1, keepdims=True)
+        blanks = (1,)
     for step in (1, -1):
         _mark_along_z(data[:, ::step], valid[:, ::step], blanks)
         _mark_along_x(data[:, :, ::step], valid[:, :, ::step], blanks)
     return valid
+
+
+def _vitreous_is_black(data: np.ndarray) -> bool:
+    """Tell whether the black at the top of most columns (b, z, x) ends at tissue or in more black.
+
+    A wedge of a registered scan ends in the noise of the vitreous.
+    """
+    first = (data != 0).argmax(axis=1)[:, np.newaxis]
+    rows = np.minimum(first + np.arange(1, MIN_RUN_PX + 1)[:, np.newaxis], data.shape[1] - 1)
+    below = np.take_along_axis(data, rows, axis=1)
+    no_noise = (below == 0).mean(axis=1) >= 0.5
+    no_noise |= below.mean(axis=1) > TISSUE_GRAY
+    return (no_noise & (first[:, 0] >= MIN_RUN_PX)).mean() > 0.5
 
 
 def _mark_along_z(data: np.ndarray, valid: np.ndarray, blanks: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from preprocessing.geometry import (
 )
 from preprocessing.layers import Layers
 from preprocessing.load import canonical
-from preprocessing.native import PatchMean, to_native_map
+from preprocessing.native import to_native_map
 from preprocessing.patch_file import open_patches, read_geometry_of, read_index
 from preprocessing.resample import resample
 from preprocessing.volume import Volume, read_nifti, write_nifti, write_volume
@@ -177,21 +177,6 @@ def test_a_lesion_comes_back_to_its_place(rng, eye, columns, mode, least):
     back = to_native_map((flat.annotation >= 0.5).astype(np.float32), geometry, SHAPE)
     expected = marked[:, :, ::-1] if eye == "L" else marked
     assert dice(back == 1, expected) >= least
-
-
-def test_overlapping_patches_are_averaged_and_the_rest_is_nan(rng):
-    flat_map = rng.uniform(size=(2, 40, 50)).astype(np.float32)
-    corners = np.array([(0, 0, 0), (0, 5, 7), (0, 5, 7), (1, 24, 34)])
-    mean = PatchMean(flat_map.shape)
-    patches = np.stack([flat_map[b, z : z + 16, x : x + 16] for b, z, x in corners])
-    shifts = np.array([0, 1, -1, 0], np.float32)  # which cancel where the patches overlap
-    mean.add(patches + shifts[:, None, None], corners)
-    result = mean.result()
-    np.testing.assert_allclose(result[0, 5:16, 7:16], flat_map[0, 5:16, 7:16], atol=1e-6)
-    covered = np.isfinite(result)
-    np.testing.assert_allclose(result[covered], flat_map[covered], atol=1e-6)
-    assert covered.sum() == 3 * 16 * 16 - 11 * 9
-    assert not covered[1, :24].any()
 
 
 @pytest.mark.parametrize("eye", ["R", "L"])

@@ -42,7 +42,8 @@ def test_the_results_are_those_of_the_stages(source, tmp_path, mode):
     written = sorted(file.name for file in at_once.iterdir())
     assert len(written) == 7
     for name in written:
-        assert (at_once / name).read_bytes() == (apart / name).read_bytes(), name
+        same = apart / name.replace("flat.layers", "layers")
+        assert (at_once / name).read_bytes() == same.read_bytes(), name
 
 
 def test_a_volume_without_a_retina_leaves_nothing(tmp_path, rng, capsys):

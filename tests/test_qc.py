@@ -11,6 +11,7 @@ from preprocessing.cli import run_command
 from preprocessing.intensity import to_display, to_power
 from preprocessing.layer_search import find_layers
 from preprocessing.layers import Layers, write_layers
+from preprocessing.load import canonical
 from preprocessing.normalise import normalise
 from preprocessing.phantom import make_phantom
 from preprocessing.qc import COLUMNS, assess, read_table, write_table
@@ -103,6 +104,15 @@ def test_an_upside_down_volume_fails():
     whole, *rows = judged(changed(exported, exported.data[:, ::-1]))
     assert whole["flag"] == "fail"
     assert all(row["flag"] == "fail" and "upside down" in row["reason"] for row in rows)
+
+
+@pytest.mark.parametrize("black_point", [0.15, 0.3])
+def test_a_device_that_shows_the_vitreous_black_passes(black_point):
+    exported, _ = phantom()
+    gray = np.clip((exported.data - black_point) / (1 - black_point), 0, 1)
+    volume = canonical(changed(exported, gray), mirror_left_eyes=False)
+    assert volume.valid.mean() > 0.9
+    assert {row["flag"] for row in judged(volume)} == {"pass"}
 
 
 def test_a_decentred_volume_is_to_be_checked():

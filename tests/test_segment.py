@@ -210,7 +210,7 @@ def test_layers_end_at_the_optic_disc():
     nerve = 2 * nerve * rng.gamma(30, 1 / 30, data.shape) ** 0.5 - 1
     data[:, :, 150:] = nerve[:, :, 150:]
     layers = find_layers(data, everywhere(data), SPACING_MM)
-    assert np.isnan(layers.bm[:, 165:]).mean() > 0.8
+    assert np.isnan(layers.bm[:, 165:]).mean() > 0.6
     assert np.isfinite(layers.bm[:, :140]).all()
     assert np.abs(layers.bm - bm)[:, :140].mean() < 0.8
 
