@@ -21,7 +21,10 @@ LEAVE_OUT = {"none": (), "fail": ("fail",), "check": ("fail", "check")}  # flags
 
 
 def window_sums(mask: np.ndarray, size: int) -> np.ndarray:
-    """Return (b, z - size + 1, x - size + 1) int32: sum of `mask` (b, z, x), whole numbers, in each window."""
+    """Return int32 (b, z - size + 1, x - size + 1): the sum of `mask` (b, z, x) in each window.
+
+    The values of `mask` are whole numbers.
+    """
     n_b, n_z, n_x = mask.shape
     area = np.zeros((n_b, n_z + 1, n_x + 1), np.int32)
     np.cumsum(mask, axis=1, out=area[:, 1:, 1:])
