@@ -35,6 +35,7 @@ SKY_UM = 220  # dark rows put on top, for an ILM that is cut off there
 NEARBY_UM = 300  # B-scans further apart show another retina
 FLOOR_PERIOD_UM = 4000  # the eye's wall bends no faster; wide detachments of the RPE do
 LEAST_SEEN_UM = 150  # of a column; less cannot show a retina and what surrounds it
+RPE_UM = 20  # thickness of the RPE with BM
 ELEVATION_UM = 400  # RPE above BM: the highest detachment looked for
 ILM_PERIOD_UM = 150  # ripples of the ILM that are shorter are noise
 UNSURE = 0.3  # confidence below which a surface is a guess
@@ -200,7 +201,7 @@ def _find_coarse(
     rows, columns = _cell_size(steps)
     starts = np.arange(0, len(gray), columns)
     gray = _merged(gray, columns)
-    thin, thick, sky = (round(um / steps[0]) for um in (36, 90, SKY_UM))
+    rpe, thin, thick, sky = (round(um / steps[0]) for um in (RPE_UM, 36, 90, SKY_UM))
 
     total = cumulate(np.minimum(gray, 0.5))  # the RPE's upper edge must not outdo the ILM
     upper = window_mean(total, 0, thick) - window_mean(total, -thick, 0)
@@ -209,9 +210,10 @@ def _find_coarse(
     upper -= 3 * np.maximum(haze - 0.15, 0)  # no tissue above the ILM
 
     total = cumulate(_power(gray, 1.5))
-    lower = 2 * window_mean(total, -thin, 0) - window_mean(total, 0, thin)
-    lower -= window_mean(total, 0, thick)
-    bright = cumulate(np.maximum(window_mean(total, -thin // 2, thin // 2) - 0.5, 0))[..., :-1]
+    lower = 2 * window_mean(total, -rpe, 0)
+    for below in (thin, thick):  # fluid, which is darker than the choroid, is no better
+        lower -= np.maximum(window_mean(total, 0, below), 0.2)
+    bright = cumulate(np.maximum(window_mean(total, -rpe // 2, rpe // 2) - 0.5, 0))[..., :-1]
     # nothing as bright as the RPE below BM, but for the choroid under atrophy
     lower -= 0.6 * np.minimum((bright[..., -1:] - bright) / rows, 1)
 
