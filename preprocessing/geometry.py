@@ -53,7 +53,8 @@ def vendor_order(
     """Return (b, x) in the order of the vendor's file of pixels of the volume as loaded.
 
     It is its own inverse. The arguments are the attributes of the `Volume`, also stored in patch
-    files; z is the same in both.
+    files; z is the same in both. For Cirrus raw cubes, which store each B-scan turned by 180
+    degrees, the order is that of the B-scans as displayed, upright, in which masks are drawn too.
     """
     n_b, _, n_x = native_shape
     return (

@@ -18,20 +18,39 @@ PLAUSIBLE_SPACING_MM = (
 )
 MIN_SHAPE = (1, 64, 32)
 MASK_READERS = (nifti, metaimage, images)  # they offer `read_array`
+MAX_DEVICE_LENGTH = 64
 MAX_LABELS = 16  # different values in a mask; a gray image has more
 
 
 def canonical(volume: Volume, mirror_left_eyes: bool) -> Volume:
     """Return `volume` with its invalid pixels found and, if asked, a left eye mirrored along x.
 
+    Only horizontal B-scans run between temple and nose, so only these are mirrored: along a circle
+    x is an angle, in a star each B-scan has another direction, and a vertical one runs alike in
+    both eyes. The spacing between B-scans that are not parallel, or of a single one, becomes 0.
+
     Raises InputError when the volume is empty, constant, too small or has no plausible spacing.
     """
+    volume = _without_excess(volume)
     _check(volume)
     valid = volume.valid & find_valid(volume.data, volume.intensity)
     if not valid.any() or np.ptp(volume.data[valid]) == 0:
         raise InputError("every pixel is empty, NaN or the same gray value; export the scan again")
     volume = volume.replace(valid=valid, data=np.where(valid, volume.data, np.float32(0)))
-    return mirror(volume) if mirror_left_eyes and volume.eye == "L" else volume
+    horizontal = volume.scan_pattern in ("raster", "line")
+    return mirror(volume) if mirror_left_eyes and volume.eye == "L" and horizontal else volume
+
+
+def _without_excess(volume: Volume) -> Volume:
+    """Return `volume` without a distance where it has no meaning, and with a device of one line."""
+    _, step_z, step_x = volume.spacing_mm
+    device = "".join(filter(str.isprintable, volume.device))[:MAX_DEVICE_LENGTH]
+    spacing = volume.spacing_mm if _has_parallel(volume) else (0.0, step_z, step_x)
+    return volume.replace(spacing_mm=spacing, device=device)
+
+
+def _has_parallel(volume: Volume) -> bool:
+    return volume.scan_pattern in ("raster", "vertical") and len(volume.data) > 1
 
 
 def mirror(volume: Volume) -> Volume:
@@ -55,7 +74,7 @@ def read_annotation(path: str | Path, volume: Volume) -> np.ndarray:
     """
     path = Path(path)
     reader = next((reader for reader in MASK_READERS if reader.matches(path)), None)
-    if not path.exists() or reader is None:
+    if not (path.is_file() or path.is_dir()) or reader is None:
         known = ", ".join(reader.NAME for reader in MASK_READERS)
         raise InputError(f"{path}: no such file or not in a format of masks ({known})")
     mask = reader.read_array(path)
@@ -85,14 +104,13 @@ def _check(volume: Volume) -> None:
     for size, least, axis in zip(volume.data.shape, MIN_SHAPE, ("B-scan", "z", "x"), strict=True):
         if size < least:
             raise InputError(f"only {size} pixels along {axis}, at least {least} are needed")
-    parallel = volume.scan_pattern in ("raster", "vertical") and len(volume.data) > 1
-    axes = PLAUSIBLE_SPACING_MM if parallel else PLAUSIBLE_SPACING_MM[1:]
+    axes = PLAUSIBLE_SPACING_MM if _has_parallel(volume) else PLAUSIBLE_SPACING_MM[1:]
     for step, (axis, low, high) in zip(volume.spacing_mm[-len(axes) :], axes, strict=True):
         if not low <= step <= high:  # also when it is NaN
             said = "is not known" if np.isnan(step) else f"is {step:g} mm, which no OCT device has"
             raise InputError(
                 f"{axis} spacing {said}; give the true one in column 'spacing_um' of the sample "
-                "sheet or as 'spacing_mm' in a sidecar (config/README.md)"
+                "sheet or as 'spacing_mm' in a sidecar (docs/formats.md)"
             )
 
 
@@ -134,7 +152,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         type=float,
         metavar=("B", "Z", "X"),
-        help="between B-scans, z and x, instead of what the file says",
+        help="between B-scans (unused where there is one), z and x, instead of what the file says",
     )
     parser.add_argument("--annotation", help="lesion mask: NIfTI, MetaImage or images")
     parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")

@@ -39,7 +39,14 @@ def normalise(volume: Volume, percentiles: tuple[float, float]) -> Volume:
     step_b, step_z, step_x = volume.spacing_mm
     every = max(1, int(SAMPLE_UM / 1000 / step_x))
     sample, valid = data[:, :, ::every], volume.valid[:, :, ::every]
-    tissue = tissue_mask(sample, valid, (step_b, step_z, step_x * every))
+    tissue = valid
+    if valid.any():
+        tissue = tissue_mask(sample, valid, (step_b, step_z, step_x * every))
+    if not tissue.any():
+        raise InputError(
+            "no tissue stands out from the background; look at the volume and, if it is empty or "
+            "not an OCT of the retina, take it out of the sample sheet"
+        )
     low, high = np.percentile(sample[tissue], percentiles)
     scaled = (data - np.float32(low)) * np.float32(2 / max(high - low, 1e-6))
     scaled -= 1
@@ -65,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Normalise one volume."""
-    volume = normalise(read_volume(args.input), tuple(args.percentiles))
+    volume = read_volume(args.input)
+    try:
+        volume = normalise(volume, tuple(args.percentiles))
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}") from error
     write_volume(volume, args.output)
     used = volume.parameters["normalise"]
     return f"{volume.volume}: gray {used['black']:.3f}..{used['white']:.3f} -> -1..1"

@@ -93,7 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Resample one volume."""
     before = read_volume(args.input)
-    after = resample(before, args.x_um)
+    try:
+        after = resample(before, args.x_um)
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}") from error
     write_volume(after, args.output)
     coarse = (
         " (interpolated: the input is coarser)"

@@ -1,7 +1,7 @@
 """Files that nobody has checked: damaged, cut off, or made to exhaust the machine.
 
-A reader asks `check_size` before it reads what a header declares, and lets libraries look into a
-file only inside `parsing`.
+A reader asks `check_size` before it reads what a header declares, `check_file_size` before it reads
+a whole file, and lets libraries look into a file only inside `parsing`.
 """
 
 import math
@@ -14,7 +14,10 @@ from pathlib import Path
 
 from preprocessing.errors import InputError
 
-MAX_VOXELS = 2**29  # the largest scans of today's devices have 500 x 1536 x 500
+MAX_VOXELS = 2**28  # 1 GB as float32; the largest structural cubes of the macula have half of it
+VOXEL_BYTES = 4  # float32, in which volumes are held
+MAX_FILE_BYTES = 8 * MAX_VOXELS
+MAX_QUOTE = 80
 MAX_DEFLATE_RATIO = 1032  # https://zlib.net/zlib_tech.html
 
 
@@ -30,20 +33,42 @@ def check_size(
     `itemsize` and `offset` are bytes; with `compressed`, the file may hold as much more as deflate
     can pack into it. Raises InputError.
     """
-    size = " x ".join(map(str, shape))
+    size = quote(" x ".join(map(str, shape)))
     if min(shape, default=0) < 1 or offset < 0:
         raise InputError(f"{path}: declares an empty array ({size}); export it again")
     voxels = math.prod(map(int, shape))
-    if voxels > MAX_VOXELS:
-        raise InputError(
-            f"{path}: declares {size} voxels, more than any OCT volume has; it is damaged"
-        )
+    check_total(path, voxels, size)
     held = Path(path).stat().st_size * (MAX_DEFLATE_RATIO if compressed else 1)
     if offset + voxels * itemsize > held:
         raise InputError(
             f"{path}: declares {size} values, more than the file holds; it is cut off or damaged, "
             "copy or export it again"
         )
+
+
+def check_total(path: str | Path, voxels: int, size: str = "") -> None:
+    """Refuse a file whose arrays have more than `MAX_VOXELS` values in all; InputError."""
+    if voxels > MAX_VOXELS:
+        raise InputError(
+            f"{path}: declares {size or voxels} voxels, more than can be read ({MAX_VOXELS}); it "
+            "is damaged, or export a smaller part of the scan"
+        )
+
+
+def check_file_size(path: str | Path) -> None:
+    """Refuse a file longer than any volume, before the whole of it is read; InputError."""
+    size = Path(path).stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path}: {size} bytes, more than can be read ({MAX_FILE_BYTES}); it is damaged, or "
+            "export a smaller part of the scan"
+        )
+
+
+def quote(text: str) -> str:
+    """Return foreign text fit for one line of a terminal: printable and short."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return textwrap.shorten(plain, MAX_QUOTE, placeholder="...")
 
 
 @contextmanager
@@ -57,12 +82,12 @@ def parsing(path: str | Path, kind: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Exception as error:
-        cause = textwrap.shorten(str(error), 160, placeholder="...") or type(error).__name__
+        cause = quote(str(error)) or type(error).__name__
         raise InputError(
             f"{path}: not a readable {kind} ({cause}); it is damaged or has another format"
         ) from error

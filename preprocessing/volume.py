@@ -10,7 +10,9 @@ B-scan on the screen: from temporal to nasal in a right eye (and in a left eye o
 
 import dataclasses
 import json
+import re
 import zipfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 NOT_EXAMINED = 255  # in NAME.annotation.nii.gz
 MAX_NIFTI_OFFSET = 2**24  # bytes; extensions of a NIfTI header are rarely longer than a page
+# Names of layers come from vendors' files, which may hold any text.
+PLAIN_NAME = re.compile(r"(?!layer\d+$)[A-Za-z0-9 _+/-]{1,32}")
 # raster: parallel horizontal B-scans; line: one of them
 SCAN_PATTERNS = ("raster", "line", "circle", "radial", "vertical")
 
@@ -128,20 +132,26 @@ def companion(path: str | Path, kind: str) -> Path:
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write the five files of `volume`; the sidecar comes last, as the sign that all are there."""
+    """Write the five files of `volume`, all or none; the sidecar appears last.
+
+    A layer whose name is not plain (at most 32 letters, digits, spaces and `_+/-`) becomes
+    `layer<N>`, N counted from 1.
+    """
     affine = volume.affine
     stored, slope = _compact(volume.data, volume.intensity)
-    write_nifti(stored, path, affine, slope)
-    write_nifti(volume.valid.astype(np.uint8), companion(path, "valid"), affine)
     if volume.annotation is None:
         percent = np.full(volume.data.shape, NOT_EXAMINED, np.uint8)
     else:
         examined = np.isfinite(volume.annotation)
         percent = np.where(examined, np.rint(100 * np.nan_to_num(volume.annotation)), NOT_EXAMINED)
-    write_nifti(percent.astype(np.uint8), companion(path, "annotation"), affine)
-    with atomic_path(companion(path, "vendor")) as temporary:
-        np.savez_compressed(temporary, **volume.vendor_layers)
-    write_text(companion(path, "json"), json.dumps(_sidecar(volume), indent=1) + "\n")
+    with ExitStack() as stack:  # it renames the last first
+        kinds = ("json", "vendor", "annotation", "valid")
+        files = {kind: stack.enter_context(atomic_path(companion(path, kind))) for kind in kinds}
+        write_nifti(stored, stack.enter_context(atomic_path(path)), affine, slope)
+        write_nifti(volume.valid.astype(np.uint8), files["valid"], affine)
+        write_nifti(percent.astype(np.uint8), files["annotation"], affine)
+        np.savez_compressed(files["vendor"], **_stacked(volume.vendor_layers))
+        write_text(files["json"], json.dumps(_sidecar(volume), indent=1) + "\n")
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -163,7 +173,8 @@ def read_volume(path: str | Path) -> Volume:
         if facts["bscan_lines_mm"] is not None:
             facts["bscan_lines_mm"] = np.array(facts["bscan_lines_mm"], float)
         with np.load(companion(path, "vendor"), allow_pickle=False) as file:
-            vendor_layers = dict(file)
+            names = [name.decode("ascii") for name in file["names"].tolist()]
+            vendor_layers = dict(zip(names, file["surfaces"], strict=True))
         return Volume(
             data, valid=valid, annotation=annotation, vendor_layers=vendor_layers, **facts
         )
@@ -203,7 +214,8 @@ def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
     stored = stored.reshape((*stored.shape, 1, 1)[:3]).T
     if not scaled:
         return stored
-    data = np.ascontiguousarray(stored, np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, so missing
+        data = np.ascontiguousarray(stored, np.float32)
     if slope is None or (slope, intercept) == (1, 0):
         return data
     with np.errstate(over="ignore", invalid="ignore"):
@@ -246,9 +258,7 @@ def as_stored(volume: Volume) -> Volume:
     annotation = volume.annotation
     if annotation is not None:
         annotation = np.rint(100 * annotation) / np.float32(100)
-    return volume.replace(
-        data=stored.astype(np.float32) * np.float32(slope), annotation=annotation
-    )
+    return volume.replace(data=stored.astype(np.float32) * np.float32(slope), annotation=annotation)
 
 
 def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:
@@ -260,6 +270,17 @@ def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:
         if np.abs(levels - data * 255).max() < 1e-3:
             return levels.astype(np.uint8), 1 / 255
     return np.rint(np.clip(data, -1, 1) * 32767).astype(np.int16), 1 / 32767
+
+
+def _stacked(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the names (n,) and surfaces (n, b, x) of vendor layers."""
+    names = [
+        name if PLAIN_NAME.fullmatch(name) else f"layer{n}" for n, name in enumerate(layers, 1)
+    ]
+    return {
+        "names": np.array(names, "S32"),
+        "surfaces": np.array([*layers.values()], np.float32),
+    }
 
 
 def _sidecar(volume: Volume) -> dict:

@@ -1,5 +1,6 @@
 """Config, sample sheet and code fingerprint: every mistake is named before any work starts."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from planning import code_version as versions
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
 from planning.sample_sheet import chunk_of, read_sample_sheet
-from planning.sources import source_files
+from planning.sources import HEYEX_IMAGES, source_files
+from preprocessing.readers import heyex
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["volume", "patient", "eye", "path", "split", "label", "annotation"]
@@ -279,6 +281,21 @@ def test_a_new_library_version_counts_but_not_its_patch_level(monkeypatch):
     versions.code_version.cache_clear()
 
 
+def test_optional_packages_count_and_may_be_absent(monkeypatch):
+    def version(name):
+        if name != installed:
+            raise versions.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(versions, "version", version)
+    seen = set()
+    for installed in ("", "eyepy", "oct-converter", "pydicom"):  # noqa: B007, `version` reads it
+        versions.code_version.cache_clear()
+        seen.add(versions.code_version("preprocessing.load"))
+    versions.code_version.cache_clear()
+    assert len(seen) == 4
+
+
 def test_preprocessing_never_needs_torch():
     for path in (ROOT / "preprocessing").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -301,3 +318,20 @@ def test_all_files_of_a_volume_are_watched(tmp_path):
     assert names(tmp_path / "export.xml") == ["export.xml", "A.TIF"]
     assert names(tmp_path / "scan.mhd") == ["scan.mhd", "scan.json", "scan.raw"]
     assert names(tmp_path / "other.nii.gz") == ["other.nii.gz"]
+
+
+def test_pixels_and_images_of_any_name_are_watched(tmp_path):
+    header = b"NDims = 3\nElementDataFile = %s\n"
+    pixels = ("pixels.bin", "../pixels.bin", "absent.bin", "LOCAL", "", "\0", ".", "9" * 4000)
+    for n, name in enumerate(pixels):
+        (tmp_path / f"{n}.mhd").write_bytes(header % name.encode() + bytes(9) + b"=\xff")
+    export = ("a.xml", "A.TIF", "b.png", "c.bmp", "d.JPG", "a.yaml", "e.xml", "Thumbs.db")
+    for name in ("pixels.bin", *export):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.tif")
+    found = [[Path(f).name for f in source_files(str(tmp_path / f"{n}.mhd"))] for n in range(8)]
+    assert found == [["0.mhd", "pixels.bin"], *([f"{n}.mhd"] for n in range(1, 8))]
+    images = source_files(str(tmp_path / "a.xml"))
+    assert [Path(f).name for f in images] == ["a.xml", *sorted(export[1:5]), "a.yaml"]
+    assert set(heyex.IMAGE_SUFFIXES) == set(HEYEX_IMAGES)
+    assert source_files(str(tmp_path / "absent.mhd")) == [str(tmp_path / "absent.mhd")]

@@ -11,9 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import plain_bytes
 from PIL import Image
+from test_readers_generic import matlab_vol, opt
 
 from preprocessing.cli import run_command
 from preprocessing.volume import Volume, write_volume
@@ -163,6 +165,59 @@ def test_no_identity_of_a_vol_file_reaches_an_output(real_data, tmp_path, capfd)
     numbers = [number for number in numbers if number.strip(b"\0")]
     texts = [NAME, *dates_as_text(BORN), *dates_as_text(EXAMINED), str(ticks)]
     assert not leaks(files, [*numbers, *texts], printed.out + printed.err)
+
+
+PLANTED_IN_DICOM = {
+    "PatientName": f"{NAME}^Hildegarda",
+    "PatientID": "QJ-7731942",
+    "PatientBirthDate": f"{BORN:%Y%m%d}",
+    "PatientComments": "diabetes since 2007",
+    "AcquisitionDateTime": f"{EXAMINED:%Y%m%d}094107",
+    "StudyDate": f"{EXAMINED:%Y%m%d}",
+    "AccessionNumber": "8846213",
+    "InstitutionName": "Klinik Nosferatu",
+    "OperatorsName": "Dr Mabuse",
+    "ReferringPhysicianName": "Caligari",
+    "DeviceSerialNumber": "SN-551-20398",
+    "StudyInstanceUID": "1.2.276.0.33.1.0.4.55021",
+    "SeriesDescription": f"OCT of {NAME}",
+    "ImageComments": f"{NAME} moved",
+}
+
+
+def planted_dicom(folder: Path) -> tuple[Path, list[str]]:
+    source = opt(folder, **PLANTED_IN_DICOM)
+    data = pydicom.dcmread(source)
+    for group in (data, data.PerFrameFunctionalGroupsSequence[0]):
+        group.private_block(0x0099, "MAKER", create=True).add_new(1, "LO", f"{NAME} private")
+    data.save_as(source)
+    return source, [*PLANTED_IN_DICOM.values(), "Hildegarda"]
+
+
+def planted_mat(folder: Path) -> tuple[Path, list[str]]:
+    texts = {"PatientID": "QJ-7731942", "VisitID": "LOC-44127.0af3", "ID": f"{NAME}, Hildegarda"}
+    source = matlab_vol(folder, **texts, Info={"Name": "Caligari"}, Birthdate=f"{BORN}")
+    raw = bytearray(source.read_bytes())
+    raw[:116] = f"MATLAB 5.0 {NAME} Klinik Nosferatu {EXAMINED}".encode().ljust(116)
+    source.write_bytes(raw)
+    return source, [*texts.values(), "Caligari", "Nosferatu"]
+
+
+@pytest.mark.parametrize("planted", [planted_dicom, planted_mat])
+def test_no_identity_of_a_file_with_text_fields_reaches_an_output(tmp_path, capfd, planted):
+    folder = tmp_path / NAME
+    folder.mkdir()
+    source, secrets = planted(folder)
+    raw = source.read_bytes()
+    assert all(text.encode() in raw or text.encode("utf-16-le") in raw for text in secrets)
+    out = tmp_path / "out"
+    run("load", input=source, volume="v1", patient="p1", output=out / "volume.nii.gz")
+    files = list(out.iterdir())
+    assert len(files) == 5
+    printed = capfd.readouterr()
+    assert "v1" in printed.out
+    secrets = [NAME, *secrets, *dates_as_text(BORN), *dates_as_text(EXAMINED)]
+    assert not leaks(files, secrets, printed.out + printed.err)
 
 
 def test_a_leak_would_be_found(tmp_path):

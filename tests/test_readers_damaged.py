@@ -1,17 +1,20 @@
 """Damaged and hostile files end in one InputError, quickly and in little memory."""
 
 import gzip
+import os
 import struct
 import time
 import tracemalloc
 import warnings
 import zlib
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 from test_readers_generic import (
     FORMATS,
     PATTERN,
@@ -32,6 +35,7 @@ from test_readers_generic import (
 from preprocessing.errors import InputError
 from preprocessing.load import canonical, read_annotation
 from preprocessing.readers import cirrus, read_vendor_volume
+from preprocessing.untrusted import parsing
 from preprocessing.volume import Volume
 
 MAX_SECONDS = 5
@@ -195,6 +199,14 @@ def test_a_wrong_checksum_is_noticed(tmp_path):
         ("DimSize = 40 70 5", "DimSize = many"),
         ("DimSize = 40 70 5\n", ""),
         ("NDims = 3", "NDims = 4"),
+        ("NDims = 3\n", ""),
+        ("DimSize = 40 70 5", "DimSize = 40 70 5 1"),
+        ("DimSize = 40 70 5", "DimSize = 40 35 5 2\nNDims = 4"),
+        ("DimSize = 40 70 5", "DimSize = " + "9" * 5000 + " 1 1"),
+        ("DimSize = 40 70 5", "DimSize = " + "9" * 4000 + " 1 1"),
+        ("ElementDataFile = v.raw", "ElementDataFile ="),
+        ("ElementDataFile = v.raw", "ElementDataFile = v.mhd"),
+        ("ElementDataFile = v.raw", "ElementDataFile = \33[31m" + "y" * 1000),
         ("MET_UCHAR", "MET_FLOAT"),
         ("MET_UCHAR", "MET_STRING"),
         ("CompressedData = False", "CompressedData = True"),
@@ -213,7 +225,9 @@ def test_metaimage_headers_at_their_extremes(tmp_path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    refused(path)
+    message = refused(path)
+    assert len(message) < len(str(tmp_path)) + 250
+    assert message.isprintable()
 
 
 def png(width, height):
@@ -251,18 +265,114 @@ def test_matlab_arrays_that_declare_too_much(tmp_path):
 
 
 def test_a_sparse_hdf5_array_that_declares_too_much(tmp_path):
-    import h5py
-
     path = matlab_73(tmp_path)
     with h5py.File(path, "a") as file:
         del file["images"]
         file.create_dataset("images", (3000, 30000, 30000), "f8", chunks=(1, 64, 64))
-    refused(path, "more than any OCT volume")
+    refused(path, "more than can be read")
+
+
+def sparse(path, start=b"", size=20 * 2**30):
+    """Write a file that claims `size` bytes and takes next to none."""
+    path.write_bytes(start)
+    os.truncate(path, size)
+    return path
+
+
+def test_enormous_files_are_not_read(tmp_path):
+    header = metaimage(tmp_path, packed=True).with_name("v.zraw").read_bytes()
+    sparse(tmp_path / "v.zraw", header)
+    refused(tmp_path / "v.mhd", "v.zraw: .* bytes")
+    for path in (matlab(tmp_path), opt(tmp_path)):
+        refused(sparse(path, path.read_bytes()), "bytes, more than")
+
+
+def test_matlab_files_of_too_many_values(tmp_path, monkeypatch):
+    path = tmp_path / "v.mat"
+    scan = np.zeros((70, 40))
+    scans = {f"B{b}": scan for b in range(5)}
+    monkeypatch.setattr("preprocessing.untrusted.MAX_VOXELS", 4 * scan.size)
+    savemat(path, scans, do_compression=True)
+    refused(path, "more than can be read")
+    with h5py.File(path, "w") as file:
+        for name in scans:
+            file[name] = scan
+    refused(path, "more than can be read")
+
+
+def test_matlab_texts_and_names_that_are_too_long(tmp_path):
+    path = tmp_path / "v.mat"
+    savemat(path, {"B0": np.zeros((70, 40)), "ScanPosition": "OD" * 50})
+    refused(path, "a text of 100 characters")
+    name = "B" + "1" * 20
+    savemat(path, {"images": np.zeros((70, 40)), name: np.zeros(3)})
+    assert read_vendor_volume(path).data.shape == (1, 70, 40)
+    with h5py.File(path, "w") as file:
+        file["B0"] = np.zeros((40, 70))
+        file["ScanPosition"] = np.full((100, 1), 65, np.uint16)
+        file["ScanPosition"].attrs["MATLAB_class"] = np.bytes_("char")
+    refused(path, "a text of 100 characters")
+    with h5py.File(path, "w") as file:
+        file["images"] = ["a" * 100] * 100
+    refused(path, "no array of numbers")
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path):
+    with pytest.raises(MemoryError), parsing(tmp_path, "file"):
+        raise MemoryError
+
+
+def test_a_quoted_message_is_short_and_printable(tmp_path):
+    with pytest.raises(InputError) as error, parsing(tmp_path / "f", "file"):
+        raise ValueError("\x1b[31m\u202e" + "y" * 500)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < len(str(tmp_path)) + 160
+
+
+@pytest.mark.parametrize("name", ["v.vol", "v.xml", "v.nii", "v.mat", "v.png", "v.img", "v.dcm"])
+def test_what_is_no_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path / name, "neither a file nor a folder")
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    refused(tmp_path / name, "an empty folder")
+    (tmp_path / name / "a.txt").touch()
+    refused(tmp_path / name, "a folder without")
+
+
+def test_what_is_no_file_is_refused_beside_and_inside(tmp_path):
+    os.mkfifo(tmp_path / "v.json")
+    assert read_vendor_volume(nifti(tmp_path)).eye == ""
+    folder = image_folder(tmp_path)
+    os.mkfifo(folder / "eye_scan13.png")
+    refused(folder, "eye_scan13.png: not a file")
+    (folder / "eye_scan13.png").unlink()
+    (folder / "eye_scan13.png").mkdir()
+    refused(folder, "eye_scan13.png: not a file")
+
+
+def test_a_folder_of_too_many_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocessing.readers.images.MAX_PAGES", 4)
+    refused(image_folder(tmp_path), "more than 4 images")
+
+
+def test_values_beyond_float32_are_missing(tmp_path):
+    gray = PATTERN.astype(float)
+    gray[0, 0, 0] = 1e300
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        volume = read_vendor_volume(nifti_raw(tmp_path, gray))
+    assert (~volume.valid).sum() == 1
+
+
+def nifti_raw(folder, gray):
+    import nibabel as nib
+
+    nib.Nifti1Image(gray.T, np.eye(4)).to_filename(folder / "f.nii")
+    return folder / "f.nii"
 
 
 def test_matlab_layouts_that_do_not_fit(tmp_path):
-    from scipy.io import savemat
-
     path = tmp_path / "v.mat"
     for content, message in (
         ({"a": 1}, "neither 'images' nor 'B0'"),
@@ -367,6 +477,19 @@ def test_damaged_masks_are_refused(tmp_path):
         "spacing_mm: [0.1, 0.004, .nan]",
         "spacing_mm: [0.1, -0.004, 0.01]",
         "spacing_mm: 5",
+        "spacing_mm: '123'",
+        "spacing_mm: [true, 0.004, 0.01]",
+        "spacing_mm: ['0.1', 0.004, 0.01]",
+        f"spacing_mm: [0x{'f' * 10000}, 1, 1]",
+        f"spacing_mm: [1{'0' * 4000}, 1, 1]",
+        f"laterality: 0x{'f' * 10000}",
+        f"? 0x{'f' * 100}\n: 1",
+        "shape: [5, 70, 40.5]",
+        "shape: [5, 70, true]",
+        "a0: &a0 {k0: 1, k1: 2}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)),
+        "laterality: &anchor R",
+        "device: " + "y" * 2**14,
         "shape: [5, 70, wide]",
         "device: [1]",
         "laterality: {R: L}",
@@ -390,4 +513,4 @@ def test_a_sidecar_cannot_make_a_cube_larger_than_its_file(tmp_path):
     path = tmp_path / "cube.img"
     path.write_bytes(PATTERN.tobytes())
     describe(path, shape=[50000, 70000, 40000])
-    refused(path, "more than any OCT volume")
+    refused(path, "more than can be read")

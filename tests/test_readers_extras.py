@@ -1,3 +1,5 @@
+"""Formats of optional packages, which stand-ins answer for where they are not installed."""
+
 import importlib.util
 import sys
 from contextlib import nullcontext
@@ -5,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from fuzzing import read_or_refuse
 from scipy.ndimage import gaussian_filter
-from test_readers_heidelberg import read_or_refuse
 
 from preprocessing.errors import InputError
 from preprocessing.load import canonical

@@ -35,7 +35,7 @@ def nifti_plain(folder):
 def nifti_in_um(folder):
     import nibabel as nib
 
-    image = nib.Nifti2Image(PATTERN.T.astype(np.int16), np.diag([12.0, 4.0, 120.0, 1]))
+    image = nib.Nifti2Image(PATTERN.T.astype(np.float32), np.diag([12.0, 4.0, 120.0, 1]))
     image.header.set_xyzt_units("micron")
     image.to_filename(folder / "v.nii.gz")
     return folder / "v.nii.gz"
@@ -92,7 +92,7 @@ def metaimage_packed(folder):
 
 
 def metaimage_one_file(folder):
-    return metaimage(folder, "v.mha", local=True, gray=PATTERN.astype(">i2"))
+    return metaimage(folder, "v.mha", local=True, gray=PATTERN.astype(">f4"))
 
 
 def chiu():
@@ -140,8 +140,11 @@ def cirrus_cube(folder):
     return path
 
 
-def opt(folder, gray=PATTERN, rows=None, **changes):
-    """Write a DICOM OPT file; `rows` is where each B-scan lies on the fundus image."""
+def opt(folder, gray=PATTERN, rows=None, planes=None, **changes):
+    """Write a DICOM OPT file.
+
+    `rows` is where each B-scan lies on the fundus image, `planes` its position and direction.
+    """
     import pydicom
     from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -166,19 +169,28 @@ def opt(folder, gray=PATTERN, rows=None, **changes):
     shared.PlaneOrientationSequence = [orientation]
     data.SharedFunctionalGroupsSequence = [shared]
     data.PerFrameFunctionalGroupsSequence = []
-    rows = rows or [[500 - 10 * b, 20, 500 - 10 * b, 400] for b in range(len(gray))]
-    for b, row in enumerate(rows):
-        frame, position, place = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = [0, 0, -SPACING[0] * b]
-        place.ReferenceCoordinates = row
+    if rows is None:
+        rows = [[500 - 10 * b, 20, 500 - 10 * b, 400] for b in range(len(gray))]
+    planes = planes or [([0, 0, -SPACING[0] * b], [1, 0, 0]) for b in range(len(gray))]
+    for b, (corner, along_x) in enumerate(planes):
+        frame, position, direction, place = Dataset(), Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = corner
+        direction.ImageOrientationPatient = [*along_x, 0, 1, 0]
         frame.PlanePositionSequence = [position]
-        frame.OphthalmicFrameLocationSequence = [place]
+        frame.PlaneOrientationSequence = [direction]
+        if rows:
+            place.ReferenceCoordinates = rows[b]
+            frame.OphthalmicFrameLocationSequence = [place]
         data.PerFrameFunctionalGroupsSequence.append(frame)
     data.PixelData = gray.tobytes()
     for name, value in changes.items():
         setattr(data, name, value)
     data.save_as(folder / "v.dcm", enforce_file_format=True)
     return folder / "v.dcm"
+
+
+def at_mm(*places):
+    return [([0, 0, place], [1, 0, 0]) for place in places]
 
 
 # writer: (spacing in mm, eye)
@@ -271,6 +283,15 @@ def test_layers_and_fluid_of_chiu_turn_with_their_bscans(tmp_path):
     )
 
 
+def test_layers_outside_the_bscan_are_unknown(tmp_path):
+    maps = np.stack([np.full((SHAPE[0], SHAPE[2]), row) for row in (0, 1, SHAPE[1] + 1)], axis=2)
+    savemat(tmp_path / "v.mat", {"images": MATLAB, "layerMaps": maps})
+    layers = read_vendor_volume(tmp_path / "v.mat").vendor_layers
+    assert {name: layer[0, 0] for name, layer in layers.items()} == pytest.approx(
+        {"ILM": np.nan, "RPEDC": 0, "BM": np.nan}, nan_ok=True
+    )
+
+
 def test_layers_of_farsiu(tmp_path):
     layers = read_vendor_volume(matlab_amd(tmp_path)).vendor_layers
     assert list(layers) == ["ILM", "RPEDC", "BM"]
@@ -311,6 +332,33 @@ def test_sixteen_bits_keep_their_order(tmp_path):
     np.testing.assert_allclose(volume.data, (gray - 200) / (gray.max() - 200), atol=1e-6)
 
 
+@pytest.mark.parametrize("writer", [nifti, tiff_stack, metaimage])
+@pytest.mark.parametrize(
+    ("gray", "want"),
+    [
+        (PATTERN // 2, PATTERN // 2 / 255),
+        ((PATTERN // 2).astype(np.float32), PATTERN // 2 / 255),
+        (PATTERN / np.float32(255), PATTERN / 255),
+        (PATTERN.astype(np.uint16), (PATTERN - 1.0) / 250),
+        (PATTERN * np.float32(10), (PATTERN - 1.0) / 250),
+        (PATTERN - np.float32(60), (PATTERN - 1.0) / 250),
+    ],
+    ids=lambda values: f"{values.dtype}-{values.max():.2f}",
+)
+def test_how_gray_values_are_scaled(tmp_path, writer, gray, want):
+    read = read_vendor_volume(writer(tmp_path, gray=gray)).data
+    np.testing.assert_allclose(read, want, atol=1e-6)
+
+
+def test_white_stored_as_zero_is_noticed(tmp_path):
+    white_is_zero = {262: 0}
+    Image.fromarray(PATTERN[0]).save(tmp_path / "v.tif", tiffinfo=white_is_zero)
+    Image.fromarray(PATTERN[0].astype(np.uint16)).save(tmp_path / "w.tif", tiffinfo=white_is_zero)
+    np.testing.assert_array_equal(gray_of(read_vendor_volume(tmp_path / "v.tif"))[0], PATTERN[0])
+    with pytest.raises(InputError, match="0 is white"):
+        read_vendor_volume(tmp_path / "w.tif")
+
+
 def test_missing_values_are_invalid_and_do_not_stretch_the_others(tmp_path):
     gray = 1000 * PATTERN.astype(np.float32)
     gray[0, 0, :4] = np.nan, np.inf, -np.inf, 3.4e38
@@ -348,7 +396,9 @@ def test_cirrus_needs_a_name_or_a_sidecar(tmp_path):
     [
         ([[10 * b, 0, 10 * b, 400] for b in range(5)], "raster", True),
         ([[400, 10 * b, 0, 10 * b] for b in range(5)], "vertical", False),
-        ([[0, 0, 1, 400]] * 4 + [[0, 200, 400, 200]], "radial", False),
+        ([[0, 40 * b, 400, 400 - 40 * b] for b in range(5)], "radial", False),
+        ([[400 - b, 0, 400 - b, 400] for b in (0, 1, 3, 4, 5)], "raster", False),  # rounded
+        ([], "raster", False),
     ],
 )
 def test_dicom_tells_how_the_bscans_lie(tmp_path, rows, pattern, reverse):
@@ -384,7 +434,11 @@ def test_compressed_dicom_is_read_or_names_what_is_missing(tmp_path):
     [
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "no Ophthalmic Tomography"),
         ({"rows": [[b, 400, b, 0] for b in range(5)]}, "right to left"),
-        ({"rows": [[b % 2, 0, b % 2, 400] for b in range(5)]}, "not in the order"),
+        ({"rows": [[b % 2, 0, b % 2, 400] for b in range(5)]}, "not in order"),
+        ({"rows": [[10 * b, 0, 10 * b, 400] for b in (0, 1, 2, 5, 6)]}, "B-scans 3 and 4 lie too"),
+        ({"rows": [[90 * b, 0, 190 * b, 400] for b in range(5)]}, "neither parallel nor a star"),
+        ({"rows": [], "planes": at_mm(0, 0.3, 0.1, 0.2, 0.4)}, "not in order"),
+        ({"rows": [], "planes": at_mm(0, 0.1, 0.2, 0.5, 0.6)}, "B-scans 3 and 4 lie too far"),
         ({"NumberOfFrames": 6}, "more than the file holds"),
     ],
 )
@@ -425,6 +479,16 @@ def test_masks_come_in_many_formats(tmp_path, writer, values):
     # a mask is drawn in the order of the export, which the reader may have turned
     turned = read_annotation(path, a_volume().replace(bscans_reversed=True))
     np.testing.assert_array_equal(turned, (mask > 0)[::-1])
+
+
+@pytest.mark.parametrize("palette", [(0, 0, 0, 255, 0, 0), (0, 0, 0, 255, 255, 255)])
+def test_masks_may_have_a_palette(tmp_path, palette):
+    mask = PATTERN[:1] > 200
+    image = Image.fromarray(mask[0].astype(np.uint8))
+    image.putpalette(palette)
+    image.save(tmp_path / "v.png")
+    volume = Volume(mask.astype(np.float32), SPACING, np.ones(mask.shape, bool))
+    np.testing.assert_array_equal(read_annotation(tmp_path / "v.png", volume), mask)
 
 
 @pytest.mark.parametrize("writer", [nifti, tiff_stack, metaimage])

@@ -1,5 +1,7 @@
 """HEYEX XML exports: order, geometry, layers and every kind of damage."""
 
+import json
+import os
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from preprocessing import untrusted
 from preprocessing.cli import run_command
 from preprocessing.errors import InputError
 from preprocessing.readers import read_vendor_volume
@@ -131,11 +134,62 @@ def test_heyex_circle_is_read_and_marked(heyex):
     np.testing.assert_array_equal(np.rint(volume.data[0] * 255), pixels[0])
 
 
+@pytest.mark.parametrize("sidecar", ["oct.yaml", "export.yaml"])
+def test_a_sidecar_of_a_heyex_export_has_the_last_word(heyex, sidecar):
+    folder, pixels = heyex
+    facts = {"laterality": "L", "device": "Other", "spacing_mm": [0.2, 0.003, 0.01]}
+    (folder / sidecar).write_text(json.dumps(facts))
+    volume = read_vendor_volume(folder if sidecar == "oct.yaml" else folder / "export.xml")
+    assert (volume.eye, volume.device) == ("L", "Other")
+    assert volume.spacing_mm == (0.2, 0.003, 0.01)
+    np.testing.assert_array_equal(np.rint(volume.data * 255), pixels)
+
+
+@pytest.mark.parametrize("key", ["bscan_order: superior-first", "scan_pattern: line"])
+def test_a_sidecar_cannot_contradict_positions(heyex, key):
+    folder, _ = heyex
+    (folder / "oct.yaml").write_text(key)
+    with pytest.raises(InputError, match=f"'{key.partition(':')[0]}'.* laterality, device"):
+        read_vendor_volume(folder)
+
+
+def test_only_regular_image_files_are_opened(heyex):
+    folder, _ = heyex
+    image = folder / "a2f.TIF"
+    image.unlink()
+    os.mkfifo(image)
+    with pytest.raises(InputError, match=r"'A2F\.tif', which is no image"):
+        read_vendor_volume(folder)
+    image.unlink()
+    image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 80\n%%EndComments\n")
+    with pytest.raises(InputError, match="cannot identify image file"):
+        read_vendor_volume(folder)
+
+
+def test_more_than_any_scan_has_is_refused_before_it_is_read(heyex, monkeypatch):
+    folder, _ = heyex
+    monkeypatch.setattr(untrusted, "MAX_VOXELS", 4 * 80 * 100 - 1)
+    with pytest.raises(InputError, match="more than can be read"):
+        read_vendor_volume(folder)
+
+
+def test_a_folder_named_like_an_xml_file_is_a_folder(heyex, tmp_path):
+    (tmp_path / "empty.xml").mkdir()
+    with pytest.raises(InputError, match=r"empty\.xml: "):
+        read_vendor_volume(tmp_path / "empty.xml")
+    named = tmp_path.parent / f"{tmp_path.name}.xml"
+    tmp_path.rename(named)
+    assert read_vendor_volume(named).data.shape == (4, 80, 100)
+
+
 BOMB = (
     "<!DOCTYPE a [<!ENTITY b 'bbbb'>"
     + "".join(f"<!ENTITY b{n} '{f'&b{n - 1};' * 9}'>" for n in range(1, 12)).replace("&b0;", "&b;")
     + "]><HEDX>&b11;</HEDX>"
 )
+
+
+LONG = "9" * 4000
 
 
 def cut(path, size):
@@ -169,15 +223,20 @@ def cut(path, size):
         (lambda f: replace(f, ("</Series>", "</Series><Series></Series>")), "2 series"),
         (lambda f: replace(f, ("3e+038 12.5", "12.5")), "has not 100 values"),
         (lambda f: replace(f, ("3e+038", "many")), "not a number"),
+        (lambda f: replace(f, ("<ImageNumber>3", f"<ImageNumber>{LONG}")), "not a number"),
+        (lambda f: replace(f, ("<Width>100", f"<Width>{LONG}")), "not a number"),
+        (lambda f: replace(f, ("A2F.tif", f"{LONG}.tif")), "which is no image"),
+        (lambda f: (f / "export.xml").write_text(f"<HEDX>{' ' * 20_000_000}</HEDX>"), "too large"),
     ],
 )
 def test_damaged_heyex_ends_in_one_clear_error(heyex, damage, message):
     folder, _ = heyex
     damage(folder)
     start = time.perf_counter()
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         read_vendor_volume(folder)
     assert time.perf_counter() - start < 1
+    assert len(str(error.value).replace(str(folder), "")) < 200
 
 
 @fuzz

@@ -1,5 +1,6 @@
 """Heidelberg .vol files: order, geometry, layers and every kind of damage."""
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -151,6 +152,32 @@ def test_a_pixel_width_that_contradicts_the_positions_has_to_be_given(write, pix
     volume = read_vendor_volume(write(pixels, rows_of_lines(4, 5, -0.2), scale_x=0.005))
     with pytest.raises(InputError, match="column 'spacing_um'"):
         canonical(volume, False)
+
+
+def test_a_sidecar_of_a_vol_file_has_the_last_word(write, pixels):
+    path = write(pixels, rows_of_lines(4, 5, -0.2), scale_x=0.005)
+    sidecar = path.with_suffix(".yaml")
+    sidecar.write_text("{laterality: L, device: Other, spacing_mm: [0.2, 0.0039, 0.02]}")
+    volume = canonical(read_vendor_volume(path), False)
+    assert (volume.eye, volume.device) == ("L", "Other")
+    assert volume.spacing_mm == (0.2, 0.0039, 0.02)
+    sidecar.write_text("intensity: display")
+    with pytest.raises(InputError, match="'intensity'"):
+        read_vendor_volume(path)
+
+
+def test_only_a_regular_file_is_a_vol_file(tmp_path):
+    (tmp_path / "folder.vol").mkdir()
+    os.mkfifo(tmp_path / "pipe.vol")
+    assert [read_or_refuse(path) for path in tmp_path.iterdir()] == [None, None]
+
+
+def test_more_than_any_scan_has_is_refused_before_it_is_read(write, pixels):
+    path = write(pixels, rows_of_lines(4, 5, -0.2), n=(2**15, 2**8, 2**7))
+    with path.open("r+b") as file:
+        file.truncate(2**33)
+    with pytest.raises(InputError, match="more than can be read"):
+        read_vendor_volume(path)
 
 
 def test_gray_values_that_are_no_power_are_refused(write, pixels):

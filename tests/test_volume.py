@@ -3,8 +3,9 @@ import pytest
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
+from preprocessing.normalise import normalise
 from preprocessing.seeds import derive_seed
-from preprocessing.volume import companion, read_volume, write_volume
+from preprocessing.volume import Volume, companion, read_volume, write_volume
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
@@ -93,6 +94,54 @@ def test_damaged_files_end_in_one_clear_error(volume, tmp_path, damage):
         companion(tmp_path / "w.nii.gz", "valid").replace(companion(path, "valid"))
     with pytest.raises(InputError, match=r"v\..*"):
         read_volume(path)
+
+
+def test_layers_keep_their_order_and_plain_names(volume, tmp_path):
+    names = ["IPL-", "ISM/ISE", "file", "allow_pickle", "Doe, Jane", "x" * 33, "layer9", "../a"]
+    plain = [*names[:4], "layer5", "layer6", "layer7", "layer8"]
+    layers = {name: np.full((3, 100), n, np.float32) for n, name in enumerate(names)}
+    write_volume(volume.replace(vendor_layers=layers), tmp_path / "v.nii.gz")
+    again = read_volume(tmp_path / "v.nii.gz").vendor_layers
+    assert list(again) == plain
+    assert [layer[0, 0] for layer in again.values()] == list(range(8))
+    write_volume(volume, tmp_path / "v.nii.gz")
+    assert read_volume(tmp_path / "v.nii.gz").vendor_layers == {}
+
+
+def test_a_volume_is_written_whole_or_not_at_all(volume, tmp_path):
+    with pytest.raises(TypeError, match="JSON"):
+        write_volume(volume.replace(parameters={"a": object()}), tmp_path / "v.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["normalise", "resample"])
+def test_a_stage_names_the_file_it_cannot_use(volume, tmp_path, capsys, stage):
+    from preprocessing.cli import run_command
+
+    source = tmp_path / "v.nii.gz"
+    write_volume(volume, source)
+    options = {"normalise": [], "resample": ["--x-um", "0"]}[stage]
+    arguments = [stage, "--input", str(source), "--output", str(tmp_path / "w.nii.gz"), *options]
+    assert run_command("preprocessing", {stage: ""}, arguments) == 1
+    assert f"{source}: " in capsys.readouterr().err
+
+
+def constant_but_one(data, valid):
+    data[:] = 0.5
+    data[1, 50, 33] = 0.6
+
+
+def valid_in_one_column(data, valid):
+    valid[:, :, :33] = valid[:, :, 34:] = False
+
+
+@pytest.mark.parametrize("spoil", [constant_but_one, valid_in_one_column])
+def test_a_volume_without_tissue_is_refused(rng, spoil):
+    data = rng.uniform(0, 1, (3, 100, 64)).astype(np.float32)
+    valid = np.ones(data.shape, bool)
+    spoil(data, valid)
+    with pytest.raises(InputError, match="no tissue"):
+        normalise(Volume(data, (0.12, 0.004, 0.0115), valid), (1, 99))
 
 
 def test_nothing_half_written_stays_behind(tmp_path):

@@ -1,7 +1,8 @@
 """Zeiss Cirrus raw cubes (`.img`, research export): bytes without a header.
 
 What a file is, its name says (`..._Macular Cube 512x128_..._OD_..._cube_raw.img`). The order is
-(B-scan, z, x), each B-scan turned by 180 degrees; a cube covers 6 x 6 mm, 2 mm deep.
+(B-scan, z, x), each B-scan turned by 180 degrees; a cube covers 6 x 6 mm, 2 mm deep. Masks are
+drawn on the B-scans as displayed, upright: unlike the cube, a mask is not turned when it is read.
 """
 
 import re
@@ -56,6 +57,6 @@ def _shape_by_name(path: Path) -> tuple[int, int, int]:
     if not cube or cube[1] not in CUBES:
         raise InputError(
             f"{path}: its name tells no known cube ('Macular Cube 512x128' or '200x200'); give "
-            "'shape' and 'spacing_mm' (B-scan, z, x) in a sidecar (config/README.md)"
+            "'shape' and 'spacing_mm' (B-scan, z, x) in a sidecar (docs/formats.md)"
         )
     return CUBES[cube[1]]

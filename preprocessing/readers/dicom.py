@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.readers.scan_lines import ROUNDING_MM, lay_out
 from preprocessing.readers.sidecar import described_volume
-from preprocessing.untrusted import check_size, parsing
+from preprocessing.untrusted import check_file_size, check_size, parsing
 from preprocessing.volume import Volume
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "DICOM OPT"
 OPT_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.5.4"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+USUAL_STEP_MM = 0.01  # from column to column
 DEVICE_TAGS = ("Manufacturer", "ManufacturerModelName")
 GROUPS = {
     "measures": "PixelMeasuresSequence",
@@ -58,12 +60,13 @@ def read(path: Path) -> Volume:
         syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
         if syntax == DEFLATED:  # pydicom would inflate it whole, however long it is
             raise ValueError("deflated; convert it to an uncompressed transfer syntax")
+        check_file_size(path)
         dataset = pydicom.dcmread(path)
         if dataset.SOPClassUID != OPT_STORAGE:
             raise InputError(f"{path}: no Ophthalmic Tomography image; export the OCT volume")
         data = _pixels(path, dataset, compressed=syntax.is_compressed)
         frames = _frames(dataset, len(data))
-        pattern, order = _layout(path, frames)
+        pattern, order = _layout(path, frames, data.shape[2])
         spacing = _spacing(frames)
         eye = _laterality(dataset, frames[0])
         maker, model = (str(dataset.get(tag, "")) for tag in DEVICE_TAGS)
@@ -108,42 +111,57 @@ def _frames(dataset: "Dataset", n_frames: int) -> list[dict]:
     ]
 
 
+def _planes(frames: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the corner (b, 3) of each frame in mm and its directions (b, 2, 3) along x and z."""
+    corners = [frame["position"].get("ImagePositionPatient") for frame in frames]
+    directions = [frame["orientation"].get("ImageOrientationPatient") for frame in frames]
+    if not all(corners) or not all(directions):
+        return None
+    return np.array(corners, float), np.array(directions, float).reshape(len(frames), 2, 3)
+
+
 def _spacing(frames: list[dict]) -> tuple[float, float, float]:
     step_z, step_x = map(float, frames[0]["measures"].get("PixelSpacing") or (math.nan, math.nan))
-    positions = [frame["position"].get("ImagePositionPatient") for frame in frames]
-    orientation = frames[0]["orientation"].get("ImageOrientationPatient")
-    if all(positions) and orientation and len(frames) > 1:
-        along_x, along_z = np.array(orientation, float).reshape(2, 3)
-        normal = np.cross(along_x, along_z)
-        distances = np.diff(np.array(positions, float) @ normal)
+    planes = _planes(frames)
+    if planes and len(frames) > 1:
+        corners, directions = planes
+        distances = np.diff(corners @ np.cross(*directions[0]))
         return float(np.median(np.abs(distances))), step_z, step_x
     between = frames[0]["measures"].get("SpacingBetweenSlices")
     return float(math.nan if between is None else between), step_z, step_x
 
 
-def _layout(path: Path, frames: list[dict]) -> tuple[str, str]:
+def _layout(path: Path, frames: list[dict], n_x: int) -> tuple[str, str]:
     """Return the scan pattern and the order of the B-scans.
 
-    Without the places on the reference image, a horizontal raster from inferior is assumed.
+    Without the places on the reference image, a raster is taken to run from inferior: the planes
+    tell how the B-scans lie to each other, not to the eye. Raises InputError where B-scans are out
+    of order or missing.
     """
-    pattern, order = "raster" if len(frames) > 1 else "line", "inferior-first"
-    ends = [frame["location"].get("ReferenceCoordinates") for frame in frames]
-    if not all(ends):
-        return pattern, order
-    row_0, column_0, row_1, column_1 = np.array(ends, float).reshape(len(frames), 4).T
     if any(frame["location"].get("OphthalmicImageOrientation") == "NONLINEAR" for frame in frames):
-        return "circle", order
-    vertical = np.abs(row_1 - row_0) > np.abs(column_1 - column_0)
-    if vertical.any():
-        return "vertical" if vertical.all() else "radial", order
-    if (column_1 < column_0).any():
-        raise InputError(f"{path}: B-scans that run from right to left; export them left to right")
-    steps = np.sign(np.diff(row_0))
-    if len({*steps}) > 1:
-        raise InputError(f"{path}: its frames are not in the order of their places on the fundus")
-    if len(steps) and steps[0] > 0:  # rows count downwards, so it begins at the top
-        order = "superior-first"
-    return pattern, order
+        return "circle", "inferior-first"
+    ends = [frame["location"].get("ReferenceCoordinates") for frame in frames]
+    if all(ends):
+        row_0, column_0, row_1, column_1 = np.array(ends, float).reshape(len(frames), 4).T
+        lines_px = np.stack([column_0, row_0, column_1, row_1], axis=1)
+        # the size of these pixels is not known, only that places may be rounded to one
+        layout = lay_out(path, ROUNDING_MM * lines_px, n_x)
+        return layout.pattern, "superior-first" if layout.from_the_top else "inferior-first"
+    planes = _planes(frames)
+    if planes is None:
+        return "raster" if len(frames) > 1 else "line", "inferior-first"
+    return lay_out(path, _seen_from_above(frames, *planes, n_x), n_x).pattern, "inferior-first"
+
+
+def _seen_from_above(
+    frames: list[dict], corners: np.ndarray, directions: np.ndarray, n_x: int
+) -> np.ndarray:
+    """Return (b, 4) the ends of the B-scans in mm, the first one running from (0, 0) rightwards."""
+    _, step_x = frames[0]["measures"].get("PixelSpacing") or (math.nan, USUAL_STEP_MM)
+    along_x, along_z = directions[0]
+    axes = np.stack([along_x, np.cross(along_x, along_z)], axis=1)
+    starts = (corners - corners[0]) @ axes
+    return np.hstack([starts, starts + float(step_x) * n_x * directions[:, 0] @ axes])
 
 
 def _laterality(dataset: "Dataset", frame: dict) -> str:

@@ -6,12 +6,10 @@ so that the load stage asks for it; a sidecar has the last word.
 """
 
 import contextlib
-import importlib
 import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -42,8 +40,9 @@ def read(path: Path) -> Volume:
 
 
 def _read_e2e(path: Path) -> Volume:
-    reader_class = _package(path, "eyepy", "eyepy.io.he.e2e_reader").HeE2eReader
-    with _quiet(path), reader_class(path) as reader:
+    with _optional(path, "eyepy"):
+        from eyepy.io.he.e2e_reader import HeE2eReader
+    with _quiet(path), HeE2eReader(path) as reader:
         scans = [series for series in reader.series if series.n_bscans]
         _check_single(path, len(scans))
         series = scans[0]
@@ -65,10 +64,11 @@ def _read_e2e(path: Path) -> Volume:
 
 
 def _read_topcon(path: Path) -> Volume:
+    with _optional(path, "oct-converter"):
+        from oct_converter import readers
     kind = path.suffix[1:].upper()
-    reader_class = getattr(_package(path, "oct-converter", "oct_converter.readers"), kind)
     with _quiet(path):
-        scan = reader_class(path).read_oct_volume()
+        scan = getattr(readers, kind)(path).read_oct_volume()
         data = np.stack(scan.volume)
         mode = scan.oct_header["scan_mode"]
         step_x, step_b, step_z = scan.pixel_spacing or [math.nan] * 3
@@ -109,10 +109,11 @@ def topcon_layers(
 
 def _read_oct(path: Path) -> Volume:
     """Read Optovue, which has a text file beside it, or else Bioptigen."""
-    package = _package(path, "oct-converter", "oct_converter.readers")
+    with _optional(path, "oct-converter"):
+        from oct_converter import readers
     optovue = path.with_suffix(".txt").exists()
     with _quiet(path) as printed:
-        scans = (package.POCT if optovue else package.BOCT)(path).read_oct_volume()
+        scans = (readers.POCT if optovue else readers.BOCT)(path).read_oct_volume()
         _check_single(path, len(scans))
         data = np.stack(scans[0].volume)
         eye = scans[0].laterality or ""
@@ -129,9 +130,11 @@ def _read_oct(path: Path) -> Volume:
 _READERS = {".e2e": _read_e2e, ".fda": _read_topcon, ".fds": _read_topcon, ".oct": _read_oct}
 
 
-def _package(path: Path, extra: str, module: str) -> ModuleType:
+@contextlib.contextmanager
+def _optional(path: Path, extra: str) -> Iterator[None]:
+    """Tell what to install where the package of an extra cannot be imported."""
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
         raise InputError(
             f"{path}: {path.suffix} files are read by the optional package {extra} ({error}); "

@@ -8,6 +8,7 @@ fundus.
 """
 
 import ntpath
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -15,15 +16,18 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.readers.scan_lines import agreed_mm, lay_out
-from preprocessing.untrusted import parsing
+from preprocessing.readers.scan_lines import agreed_mm, corrected, lay_out
+from preprocessing.untrusted import check_total, parsing
 from preprocessing.volume import Volume
 
 NAME = "HEYEX XML"
 
 # The Spectralis digitises 1.92 mm of depth into 496 pixels; its XML rounds that to 0.0039.
 SPECTRALIS_AXIAL_MM = 1.92 / 496
-MAX_XML_BYTES = 200e6
+MAX_XML_BYTES = 20e6  # 241 B-scans of 768 columns with 11 layers take about 16e6
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
+IMAGE_FORMATS = ("TIFF", "PNG", "BMP", "JPEG")
+MAX_DIGITS = 12
 MAX_SIDE_PX = 4096  # a B-scan of a Spectralis has up to 1536
 
 
@@ -43,12 +47,15 @@ class _BScan:
 
 def matches(path: Path) -> bool:
     """Tell whether `path` is an XML file or a folder that holds one."""
-    return path.suffix.lower() == ".xml" or (path.is_dir() and bool(_xml_files(path)))
+    if path.is_dir():
+        return bool(_xml_files(path))
+    return path.suffix.lower() == ".xml"
 
 
 def read(path: Path) -> Volume:
     """Read an export, given its folder or its XML file; a circle gets no `bscan_lines_mm`.
 
+    A sidecar (`oct.yaml` in the folder, `NAME.yaml` beside a named XML file) corrects it.
     Raises InputError when the XML, a TIFF or the geometry is missing or damaged.
     """
     xml = _only_xml(path) if path.is_dir() else path
@@ -63,7 +70,7 @@ def read(path: Path) -> Volume:
     for bscan, pixels in zip(bscans, data, strict=True):
         np.divide(_read_tiff(bscan), np.float32(255), out=pixels)
     rounded = abs(first.axial_mm - SPECTRALIS_AXIAL_MM) < 5e-5
-    return Volume(
+    volume = Volume(
         data=data,
         spacing_mm=(
             layout.between_mm,
@@ -80,10 +87,13 @@ def read(path: Path) -> Volume:
         device=device,
         source_format=NAME,
     )
+    return corrected(path, volume)
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() == ".xml" and file.is_file()
+    )
 
 
 def _only_xml(folder: Path) -> Path:
@@ -106,7 +116,11 @@ def _parse(xml: Path) -> tuple[list[_BScan], str]:
             f"{xml}: not a HEYEX export of one scan ({len(all_series)} series); export each apart"
         )
     series = all_series[0]
-    names = {file.name.lower(): file for file in xml.parent.iterdir()}
+    names = {
+        file.name.lower(): file
+        for file in xml.parent.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    }
     bscans = [
         _parse_image(xml, image, names)
         for image in series.iter("Image")
@@ -124,17 +138,21 @@ def _parse(xml: Path) -> tuple[list[_BScan], str]:
 
 def _parse_image(xml: Path, image: Element, names: dict[str, Path]) -> _BScan:
     number = image.findtext("ImageNumber", "?")
+    shown = reprlib.repr(number)
     name = ntpath.basename(image.findtext("ImageData/ExamURL", ""))
     if name.lower() not in names:
-        raise InputError(f"{xml}: B-scan {number} names '{name}', which is not in its folder")
+        raise InputError(
+            f"{xml}: B-scan {shown} names {reprlib.repr(name)}, which is no image file in its "
+            "folder; export the scan again"
+        )
     try:
         context = image.find("OphthalmicAcquisitionContext")
         circle = context.find("End") is None and context.find("Center") is not None
         return _BScan(
-            number=int(number),
+            number=_whole(number),
             file=names[name.lower()],
-            width=int(context.findtext("Width")),
-            height=int(context.findtext("Height")),
+            width=_whole(context.findtext("Width")),
+            height=_whole(context.findtext("Height")),
             lateral_mm=float(context.findtext("ScaleX")),
             axial_mm=float(context.findtext("ScaleY")),
             circle=circle,
@@ -151,16 +169,22 @@ def _parse_image(xml: Path, image: Element, names: dict[str, Path]) -> _BScan:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{xml}: size, scale, position or a layer of B-scan {number} is missing or not a "
+            f"{xml}: size, scale, position or a layer of B-scan {shown} is missing or not a "
             "number; export the scan again"
         ) from error
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too long for a number")
+    return int(text)
 
 
 def _read_tiff(bscan: _BScan) -> np.ndarray:
     """Return the (z, x) gray values, uint8; the export writes gray as R = G = B."""
     from PIL import Image
 
-    with parsing(bscan.file, "image"), Image.open(bscan.file) as image:
+    with parsing(bscan.file, "image"), Image.open(bscan.file, formats=IMAGE_FORMATS) as image:
         size = image.size
         if size == (bscan.width, bscan.height):
             return np.asarray(image.convert("L"))
@@ -189,6 +213,7 @@ def _check(xml: Path, bscans: list[_BScan]) -> None:
         raise InputError(
             f"{xml}: B-scans of {bscans[0].width} x {bscans[0].height} pixels; export again"
         )
+    check_total(xml, len(bscans) * bscans[0].width * bscans[0].height)
     if len({bscan.circle for bscan in bscans}) > 1:
         raise InputError(f"{xml}: circles and lines in one scan; export each pattern apart")
     for bscan in bscans:

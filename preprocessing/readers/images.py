@@ -31,6 +31,8 @@ FORMATS = {
     ".jpeg": "JPEG",
 }
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B")
+INVERTED_BY_PIL = ("1", "L")
+PHOTOMETRIC_TAG = 262
 MAX_PAGES = 4096
 
 
@@ -47,16 +49,23 @@ def read(path: Path) -> Volume:
 
     Raises InputError when an image is missing, damaged, coloured or of another size.
     """
-    return described_volume(path, read_array(path), NAME)
+    return described_volume(path, _read_stack(path, labels=False), NAME)
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the gray values (b, z, x) in the order of the pages or names."""
+    """Return a mask (b, z, x) in the order of the pages or names.
+
+    A label is a gray value or, where an image has a palette of colours, the index of one.
+    """
+    return _read_stack(path, labels=True)
+
+
+def _read_stack(path: Path, labels: bool) -> np.ndarray:
     if not path.is_dir():
-        return _stack(path, _pages(path))
+        return _stack(path, _pages(path, labels))
     images = []
     for file in _series(path):
-        pages = _pages(file)
+        pages = _pages(file, labels)
         if len(pages) > 1:
             raise InputError(f"{file}: several pages; in a folder, an image is one B-scan")
         images += pages
@@ -71,8 +80,8 @@ def _stack(path: Path, images: list[np.ndarray]) -> np.ndarray:
     return np.stack(images)
 
 
-def _pages(file: Path) -> list[np.ndarray]:
-    """Return the gray values (z, x) of each page."""
+def _pages(file: Path, labels: bool) -> list[np.ndarray]:
+    """Return the gray values or `labels` (z, x) of each page."""
     from PIL import Image
 
     file_format = FORMATS[file.suffix.lower()]
@@ -83,7 +92,7 @@ def _pages(file: Path) -> list[np.ndarray]:
             while _has_page(image, len(images)):
                 # how far an image compresses is not bounded, so its file size proves nothing
                 check_size(file, (len(images) + 1, image.height, image.width), 0)
-                images.append(_gray(file, image))
+                images.append(_gray(file, image, labels))
     return images
 
 
@@ -97,14 +106,19 @@ def _has_page(image: "Image.Image", page: int) -> bool:
     return True
 
 
-def _gray(file: Path, image: "Image.Image") -> np.ndarray:
+def _gray(file: Path, image: "Image.Image", labels: bool) -> np.ndarray:
     if image.mode in GRAY_MODES:
+        white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0
+        if white_is_zero and image.mode not in INVERTED_BY_PIL:
+            raise InputError(f"{file}: in this TIFF 0 is white; convert it so that 0 is black")
         pixels = np.asarray(image)
         return pixels * np.uint8(255) if pixels.dtype == bool else pixels
     colours = np.asarray(image.convert("RGB"))
-    if (colours != colours[:, :, :1]).any():
-        raise InputError(f"{file}: a colour picture; a B-scan has one gray value per pixel")
-    return np.ascontiguousarray(colours[:, :, 0])
+    if (colours == colours[:, :, :1]).all():
+        return np.ascontiguousarray(colours[:, :, 0])
+    if labels and image.mode == "P":
+        return np.asarray(image)
+    raise InputError(f"{file}: a colour picture; a B-scan has one gray value per pixel")
 
 
 def _series(folder: Path) -> list[Path]:
@@ -118,6 +132,11 @@ def _series(folder: Path) -> list[Path]:
     if len(formats) != 1:
         found = " and ".join(formats) or "no"
         raise InputError(f"{folder}: {found} images; a volume is a folder of one image format")
+    if len(files) > MAX_PAGES:
+        raise InputError(f"{folder}: more than {MAX_PAGES} images; a volume has fewer B-scans")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: not a file, though named like an image; take it out")
     files.sort(key=lambda file: (_natural(file), file.name))
     for place, (step, usual) in enumerate(_steps([_natural(file) for file in files])):
         between = f"{files[place].name} and {files[place + 1].name}"

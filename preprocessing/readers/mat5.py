@@ -13,13 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.untrusted import MAX_DEFLATE_RATIO, check_size, inflate
+from preprocessing.untrusted import (
+    MAX_DEFLATE_RATIO,
+    VOXEL_BYTES,
+    check_file_size,
+    check_size,
+    check_total,
+    inflate,
+)
 
 FILE_HEADER_BYTES, TAG_BYTES = 128, 8
 BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 MATRIX, COMPRESSED = 14, 15
 VARIABLE_HEADER_BYTES = 256  # flags, dimensions and name of any variable that is wanted
 MAX_ITEMSIZE = 8
+MAX_TEXT = 64
 COMPLEX = 0x0800
 CHARACTERS, NUMBERS = 4, range(6, 16)  # classes of arrays
 DTYPES = {
@@ -40,12 +48,14 @@ class _Header:
 def read_mat5(path: Path, wanted: re.Pattern) -> dict[str, np.ndarray]:
     """Return the arrays whose names match `wanted`, a text as an array of one; no empty ones.
 
-    Raises InputError when an array is larger than a volume or its file, ValueError, KeyError,
+    Raises InputError when the arrays are larger than a volume or their file, ValueError, KeyError,
     struct.error or zlib.error when the file is damaged in another way.
     """
+    check_file_size(path)
     content = memoryview(path.read_bytes())
     order = BYTE_ORDERS[bytes(content[126:FILE_HEADER_BYTES])]
     variables = {}
+    total = 0
     place = FILE_HEADER_BYTES
     while place < len(content):
         kind, body, place = _element(content, place, order)
@@ -60,8 +70,13 @@ def read_mat5(path: Path, wanted: re.Pattern) -> dict[str, np.ndarray]:
         if header.is_complex or header.array_class not in (CHARACTERS, *NUMBERS):
             raise ValueError(f"'{header.name}' is no array of real numbers")
         check_size(path, header.shape, 1, compressed=kind == COMPRESSED)
+        n_values = math.prod(header.shape)
+        total += length if kind == COMPRESSED else len(body)
+        check_total(path, total // VOXEL_BYTES)
+        if header.array_class == CHARACTERS:
+            check_text(header.name, n_values)
         if kind == COMPRESSED:
-            if length > VARIABLE_HEADER_BYTES + MAX_ITEMSIZE * math.prod(header.shape):
+            if length > VARIABLE_HEADER_BYTES + MAX_ITEMSIZE * n_values:
                 raise ValueError(f"'{header.name}' holds more than its values")
             body = memoryview(inflate(packed, length))[TAG_BYTES:]
         dtype, values, _ = _element(body, header.length, order)
@@ -72,6 +87,12 @@ def read_mat5(path: Path, wanted: re.Pattern) -> dict[str, np.ndarray]:
             values = values.reshape(header.shape, order="F")
         variables[header.name] = values
     return variables
+
+
+def check_text(name: str, n_characters: int) -> None:
+    """Refuse a text longer than any that is wanted; ValueError."""
+    if n_characters > MAX_TEXT:
+        raise ValueError(f"'{name}' is a text of {n_characters} characters")
 
 
 def _element(content: memoryview, place: int, order: str) -> tuple[int, memoryview, int]:

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.readers.mat5 import read_mat5
+from preprocessing.readers.mat5 import check_text, read_mat5
 from preprocessing.readers.sidecar import described_volume
-from preprocessing.untrusted import check_size, parsing
+from preprocessing.untrusted import VOXEL_BYTES, check_size, check_total, parsing
 from preprocessing.validity import FLOAT_MAX
 from preprocessing.volume import Volume
 
 NAME = "MATLAB"
-BSCAN = re.compile(r"B(\d+)")
+BSCAN = re.compile(r"B(\d{1,4})")
 WANTED = re.compile(
-    r"images|layerMaps|manual(Fluid|Layers)[12]|B\d+(seg)?|Scale[XZ]|Distance|Scan(Pattern|Position)"
+    r"images|layerMaps|manual(Fluid|Layers)[12]|B\d{1,4}(seg)?|Scale[XZ]|Distance"
+    r"|Scan(Pattern|Position)"
 )
 # Chiu et al. 2015, doi 10.1364/BOE.6.001172: 3.87 um; laterally 11.07-11.59 and 118-128 um, the
 # file does not say which, so this is their middle.
@@ -61,14 +62,20 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     import h5py
 
     variables = {}
+    total = 0
     with h5py.File(path) as file:
         for name in filter(WANTED.fullmatch, file):
             dataset = file[name]
-            if not isinstance(dataset, h5py.Dataset):
-                raise ValueError(f"'{name}' is no array")
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
+                raise ValueError(f"'{name}' is no array of numbers")
             check_size(path, dataset.shape, 1, compressed=True)
+            total += dataset.nbytes
+            check_total(path, total // VOXEL_BYTES)
+            is_text = dataset.attrs.get("MATLAB_class") == b"char"
+            if is_text:
+                check_text(name, dataset.size)
             values = dataset[()].T
-            if dataset.attrs.get("MATLAB_class") == b"char":
+            if is_text:
                 values = np.array("".join(map(chr, values.flat)))
             variables[name] = values
     return variables
@@ -76,18 +83,18 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 def _read_duke(path: Path, variables: dict[str, np.ndarray]) -> Volume:
     data = _scan(path, variables, "images")
-    n_b, _, n_x = data.shape
+    n_b, n_z, n_x = data.shape
     layers = {}
     for grader in (1, 2):
         name = f"manualLayers{grader}"
         if name in variables:
             surfaces = _array(path, variables, name, (len(CHIU_LAYERS), n_x, n_b))
             for layer, rows in zip(CHIU_LAYERS, surfaces, strict=True):
-                layers[f"grader{grader}_{layer}"] = rows.T - 1
+                layers[f"grader{grader}_{layer}"] = _inside(rows.T - 1, n_z)
     if "layerMaps" in variables:
         surfaces = _array(path, variables, "layerMaps", (n_b, n_x, len(FARSIU_LAYERS)))
         for layer, rows in zip(FARSIU_LAYERS, np.moveaxis(surfaces, 2, 0), strict=True):
-            layers[layer] = rows - 1
+            layers[layer] = _inside(rows - 1, n_z)
     fluid = None
     if "manualFluid1" in variables:
         marked = _array(path, variables, "manualFluid1", np.moveaxis(data, 0, 2).shape)
@@ -109,9 +116,10 @@ def _read_converted_vol(path: Path, variables: dict[str, np.ndarray]) -> Volume:
     layers = {}
     names = [f"B{number}seg" for number in numbers]
     if all(name in variables for name in names):
-        wanted = (len(VOL_LAYERS), scans[0].shape[1])
+        n_z, n_x = scans[0].shape
+        wanted = (len(VOL_LAYERS), n_x)
         rows = np.stack([_array(path, variables, name, wanted) for name in names], axis=1)
-        layers = dict(zip(VOL_LAYERS, rows, strict=True))
+        layers = dict(zip(VOL_LAYERS, _inside(rows, n_z), strict=True))
     known = {}
     pattern = VOL_PATTERNS.get(_scalar(variables, "ScanPattern"))
     if pattern:
@@ -146,6 +154,11 @@ def _array(
     if values.dtype.kind not in "biuf" or values.shape != shape:
         raise InputError(f"{path}: '{name}' has shape {values.shape} where the scan asks {shape}")
     return np.where(np.abs(values) < FLOAT_MAX, values, np.nan).astype(np.float32)
+
+
+def _inside(z: np.ndarray, n_z: int) -> np.ndarray:
+    """Return surfaces with NaN where they lie outside the B-scan, as unknown ones are stored."""
+    return np.where((z >= 0) & (z < n_z), z, np.float32(np.nan))
 
 
 def _scalar(variables: dict[str, np.ndarray], name: str) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.readers.sidecar import described_volume
-from preprocessing.untrusted import check_size, inflate, parsing
+from preprocessing.untrusted import check_file_size, check_size, inflate, parsing, quote
 from preprocessing.volume import Volume
 
 NAME = "MetaImage"
@@ -48,9 +48,10 @@ def read_array(path: Path) -> np.ndarray:
     """Return the values (b, z, x) in the order of the file."""
     fields, header_bytes = _header(path)
     with parsing(path, "MetaImage header"):
-        shape = (*map(int, fields["DimSize"].split()), 1)[:3][::-1]
-        if int(fields["NDims"]) != len(fields["DimSize"].split()) or len(shape) != 3:
+        sizes = [int(size) for size in fields["DimSize"].split()]
+        if int(fields["NDims"]) != len(sizes) or len(sizes) not in (2, 3):
             raise ValueError("NDims and DimSize do not describe a volume")
+        shape = (*sizes, 1)[:3][::-1]
         if int(fields.get("ElementNumberOfChannels", "1")) != 1:
             raise ValueError("more than one value per voxel")
         if not _is_true(fields, "BinaryData", "True"):
@@ -71,6 +72,7 @@ def read_array(path: Path) -> np.ndarray:
     with parsing(file, "MetaImage data file"), file.open("rb") as stream:
         stream.seek(offset)
         if compressed:
+            check_file_size(file)
             content = inflate(stream.read(), length, ZLIB_OR_GZIP)
         else:
             content = stream.read(length)
@@ -97,9 +99,14 @@ def _is_true(fields: dict[str, str], key: str, default: str = "False") -> bool:
 
 
 def _beside(path: Path, name: str) -> Path:
-    if Path(name).name != name or "\\" in name:
+    if not name or Path(name).name != name or "\\" in name:
         raise InputError(f"{path}: ElementDataFile must name a file in the same folder")
     file = path.with_name(name)
-    if not file.is_file():
-        raise InputError(f"{path}: its ElementDataFile '{name}' is not in the same folder")
+    with parsing(path, "MetaImage header"):  # a name may be too long for a file system
+        if not file.is_file():
+            raise InputError(
+                f"{path}: its ElementDataFile '{quote(name)}' is not in the same folder"
+            )
+        if file.samefile(path):
+            raise InputError(f"{path}: its ElementDataFile is itself; it should be LOCAL")
     return file

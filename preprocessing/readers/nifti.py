@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.readers.sidecar import described_volume
+from preprocessing.untrusted import parsing
 from preprocessing.volume import Volume, read_nifti, read_nifti_header
 
 NAME = "NIfTI"
+UNSCALED = ((None, None), (1, 0))
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code of the header: metre, micrometre; else mm
 
 
@@ -21,8 +23,10 @@ def matches(path: Path) -> bool:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the values (b, z, x) in the order of the file."""
-    return read_nifti(path)
+    """Return the values (b, z, x) in the order of the file; as stored, where it scales none."""
+    with parsing(path, "NIfTI file"):
+        scale = read_nifti_header(path).get_slope_inter()
+    return read_nifti(path, scaled=scale not in UNSCALED)
 
 
 def read(path: Path) -> Volume:

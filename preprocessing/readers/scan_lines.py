@@ -1,4 +1,4 @@
-"""How the B-scans of a scan lie on the fundus: their pattern, order and spacing.
+"""How the B-scans of a scan lie on the fundus: their pattern, order and spacing, and corrections.
 
 Positions are (b, 4) start x, start y, end x, end y in mm; x points right and y down the fundus
 image, as in the files of Heidelberg Engineering.
@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.readers.sidecar import read_sidecar
+from preprocessing.volume import Volume
 
 MAX_POSITION_MM = 100.0  # farther out is no fundus: a damaged file
 PARALLEL_COS = 0.99  # 8 degrees
@@ -18,6 +20,8 @@ SAME_LENGTH = 0.02
 MAX_STEP = 1.5  # times the usual step: beyond, a B-scan is missing
 ROUNDING_MM = 0.002
 DECLARED_TOLERANCE = 0.1  # a declared pixel width may be rounded, never this far off
+
+CORRECTABLE = {"laterality": "eye", "device": "device", "spacing_mm": "spacing_mm"}
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,19 @@ def agreed_mm(measured: float, declared: float) -> float:
     """
     agree = abs(measured - declared) <= DECLARED_TOLERANCE * measured
     return measured if agree else float("nan")
+
+
+def corrected(path: Path, volume: Volume) -> Volume:
+    """Return `volume` with the eye, device and spacing that the sidecar of `path` gives instead.
+
+    Raises InputError when it gives more: order and pattern follow from the positions in the file,
+    and its intensity from the format.
+    """
+    facts = read_sidecar(path)
+    for key in facts:
+        if key not in CORRECTABLE:
+            raise InputError(
+                f"{path}: its sidecar gives '{key}', which the file itself tells; only "
+                f"{', '.join(CORRECTABLE)} can be corrected"
+            )
+    return volume.replace(**{CORRECTABLE[key]: value for key, value in facts.items()})

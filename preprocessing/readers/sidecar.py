@@ -4,6 +4,7 @@ For an image file or volume `scan.tif` it is `scan.json` or `scan.yaml`; for a f
 `oct.yaml` or `oct.json` inside it.
 """
 
+import json
 import math
 import reprlib
 from pathlib import Path
@@ -17,7 +18,8 @@ from preprocessing.volume import SCAN_PATTERNS, Volume
 
 FOLDER_STEM = "oct"
 SUFFIXES = (".json", ".yaml", ".yml")
-MAX_BYTES = 2**20
+MAX_BYTES = 2**14
+LEAST, MAX_NUMBER = (0, 1e-9, 1e-9), 2**31  # spacing is 0 between the B-scans of a line
 CHOICES = {
     "laterality": ("R", "L", ""),
     "intensity": ("display", "linear"),
@@ -40,8 +42,9 @@ def described_volume(
     """Return the volume of stored gray values `data` (b, z, x), a sidecar having the last word.
 
     `known` are attributes of `Volume` that the file tells, in its own order of B-scans. Display
-    values are scaled to [0, 1]: 8-bit ones by 255, others by their own range. Values that are not
-    finite, or beyond what vendors mark as missing, are invalid and become 0.
+    values are scaled to [0, 1]: 8-bit ones, and floats that lie in [0, 255], by 255; what
+    lies in [0, 1] stays; the rest by their own range. Values that are not finite, or beyond what
+    vendors mark as missing, are invalid and become 0.
     """
     facts = read_sidecar(path)
     reverse = facts.get("bscan_order", bscan_order) == "superior-first"
@@ -60,7 +63,7 @@ def described_volume(
     measured = np.ones(data.shape, bool)
     if data.dtype.kind == "f":
         measured = np.abs(data) < FLOAT_MAX  # False for NaN
-        data = np.where(measured, data, data.dtype.type(0))
+        data = np.where(measured, data, data.dtype.type(0)).astype(np.float32, copy=False)
     return Volume(
         data=_to_unit_range(data, measured) if intensity == "display" else data.astype(np.float32),
         spacing_mm=(step_b if len(data) > 1 else 0.0, step_z, step_x),
@@ -76,14 +79,17 @@ def described_volume(
 def _to_unit_range(data: np.ndarray, measured: np.ndarray) -> np.ndarray:
     if data.dtype == np.uint8:
         return data / np.float32(255)
+    is_float = data.dtype.kind == "f"
     data = data.astype(np.float32)
     low, high = data.min(initial=np.inf, where=measured), data.max(initial=-np.inf, where=measured)
     if low >= 0 and high <= 1:
         return data
-    if low >= 0 and high <= 255:
+    if low >= 0 and high <= 255 and is_float:
         return data / np.float32(255)
-    low, high = np.float32(low), np.float32(high)
-    return np.where(measured, (data - low) / max(high - low, np.finfo(np.float32).tiny), 0)
+    data -= low
+    data /= max(high - low, np.finfo(np.float32).tiny)
+    data[~measured] = 0
+    return data
 
 
 def sidecar_of(path: Path) -> Path | None:
@@ -91,7 +97,7 @@ def sidecar_of(path: Path) -> Path | None:
     stem = path / FOLDER_STEM if path.is_dir() else _without_suffix(path)
     for suffix in SUFFIXES:
         file = stem.with_name(stem.name + suffix)
-        if file.exists() and file != path:
+        if file.is_file() and file != path:
             return file
     return None
 
@@ -107,12 +113,11 @@ def read_sidecar(path: Path) -> dict:
     file = sidecar_of(path)
     if file is None:
         return {}
-    import yaml
-
     with parsing(file, "sidecar in JSON or YAML"):
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
-        facts = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        text = file.read_text(encoding="utf-8")
+        facts = json.loads(text) if file.suffix == ".json" else _parse_yaml(text)
     if not isinstance(facts, dict):
         raise InputError(f"{file}: must hold keys and values, such as 'laterality: R'")
     for key, value in facts.items():
@@ -125,23 +130,33 @@ def read_sidecar(path: Path) -> dict:
     if not isinstance(facts.get("device", ""), str):
         raise InputError(f"{file}: 'device' must be text")
     if "spacing_mm" in facts:
-        facts["spacing_mm"] = _three(file, facts, "spacing_mm", float, "numbers in mm")
+        facts["spacing_mm"] = _three(file, facts, "spacing_mm", (int, float), "numbers in mm")
     if "shape" in facts:
-        facts["shape"] = _three(file, facts, "shape", int, "whole numbers")
+        facts["shape"] = _three(file, facts, "shape", (int,), "whole numbers")
     return facts
 
 
-def _three(file: Path, facts: dict, key: str, kind: type, meaning: str) -> tuple:
-    try:
-        b, z, x = values = tuple(kind(value) for value in facts[key])
-        if not (math.isfinite(b) and b >= 0 and 0 < z < math.inf and 0 < x < math.inf):
-            raise ValueError("out of range")
-    except (TypeError, ValueError, OverflowError) as error:
+def _parse_yaml(text: str) -> object:
+    """Return what JSON could say too: no anchors, which can expand endlessly, no giant numbers."""
+    import yaml
+
+    if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("anchors and aliases are not allowed")
+    facts = yaml.safe_load(text)
+    json.dumps(facts)
+    return facts
+
+
+def _three(file: Path, facts: dict, key: str, kinds: tuple[type, ...], meaning: str) -> tuple:
+    values = facts[key]
+    # the type itself, as a bool is an int too
+    right = isinstance(values, list) and len(values) == 3 and all(type(n) in kinds for n in values)
+    if not right or not all(low <= n < MAX_NUMBER for low, n in zip(LEAST, values, strict=True)):
         raise InputError(
-            f"{file}: '{key}' is {reprlib.repr(facts[key])}; it must be three {meaning}: "
+            f"{file}: '{key}' is {reprlib.repr(values)}; it must be three {meaning}: "
             "B-scan, z and x"
-        ) from error
-    return values
+        )
+    return tuple(values)
 
 
 def _without_suffix(path: Path) -> Path:

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.readers.scan_lines import agreed_mm, lay_out
+from preprocessing.readers.scan_lines import agreed_mm, corrected, lay_out
+from preprocessing.untrusted import check_total
 from preprocessing.validity import FLOAT_MAX
 from preprocessing.volume import Volume
 
@@ -56,6 +57,7 @@ def matches(path: Path) -> bool:
 def read(path: Path) -> Volume:
     """Read a scan; `bscan_lines_mm` is None for a circle, whose spacing is its circumference's.
 
+    A sidecar `NAME.yaml` corrects it.
     Raises InputError when the file is truncated, damaged or of another format.
     """
     with path.open("rb") as file:
@@ -72,7 +74,7 @@ def read(path: Path) -> Volume:
     intensity = _settle_intensity(path, data, header.by_eyepy)
     valid = np.isfinite(data) & (data < FLOAT_MAX)
     data[~valid] = 0
-    return Volume(
+    volume = Volume(
         data=data[order],
         spacing_mm=(
             layout.between_mm,
@@ -91,6 +93,7 @@ def read(path: Path) -> Volume:
         device="Heidelberg Engineering Spectralis",
         source_format=NAME,
     )
+    return corrected(path, volume)
 
 
 def _read_header(path: Path, file: BinaryIO) -> _Header:
@@ -105,6 +108,7 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
             f"{path}: it declares {n_b} B-scans of {n_z} x {n_x} pixels; it is damaged, export it "
             "again"
         )
+    check_total(path, n_b * n_z * n_x)
     start = FILE_HEADER_BYTES + slo_x * slo_z
     file_bytes = path.stat().st_size
     if start + BSCAN_HEADER_BYTES > file_bytes:

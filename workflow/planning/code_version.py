@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("preprocessing", "anogan")
 DISTRIBUTIONS = {  # import name -> name on the package index, where they differ
     "PIL": "pillow",
+    "oct_converter": "oct-converter",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

@@ -4,24 +4,41 @@ import re
 from pathlib import Path
 
 BESIDE = (".json", ".yaml", ".yml", ".raw", ".zraw", ".txt")  # sidecars, and pixels kept apart
-EXPORT = (".xml", ".tif", ".tiff")
+HEYEX_IMAGES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
+METAIMAGE = (".mhd", ".mha")
+METAIMAGE_HEADER_BYTES = 2**16
+# the name of a file in the same folder: printable ASCII without slashes
+ELEMENT_DATA_FILE = re.compile(
+    rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([ -.0-\[\]-~]{1,255}?)[ \t\r]*$", re.MULTILINE
+)
 
 
 def source_files(path: str) -> list[str]:
     """Return the files that belong to the volume or mask at `path`, the named one first.
 
-    Of a folder these are all its files; of a HEYEX XML file also the images in its folder; of any
-    other file also sidecars and pixel files of the same name.
+    Of a folder these are all its files; of any other file also sidecars and pixel files of the same
+    name, of a HEYEX XML file the images in its folder, of MetaImage its `ElementDataFile`.
     """
     source = Path(path)
     if source.is_dir():
         return [str(file) for file in _files(source)]
-    if source.suffix.lower() == ".xml":
-        images = [file for file in _files(source.parent) if file.suffix.lower() in EXPORT]
-        return [path, *(str(file) for file in images if file != source)]
     stem = re.sub(r"(\.nii\.gz|\.[^.]*)$", "", source.name, flags=re.IGNORECASE)
     beside = [source.with_name(stem + suffix) for suffix in BESIDE]
-    return [path, *(str(file) for file in beside if file != source and file.exists())]
+    suffix = source.suffix.lower()
+    if suffix == ".xml" and source.is_file():
+        beside = [f for f in _files(source.parent) if f.suffix.lower() in HEYEX_IMAGES] + beside
+    if suffix in METAIMAGE and source.is_file():
+        beside += _element_data_file(source)
+    found = dict.fromkeys(str(file) for file in beside if file != source and file.is_file())
+    return [path, *found]
+
+
+def _element_data_file(header: Path) -> list[Path]:
+    """Return the file in the same folder that a MetaImage header names, if it names one."""
+    with header.open("rb") as file:
+        block = file.read(METAIMAGE_HEADER_BYTES)
+    line = ELEMENT_DATA_FILE.search(block)
+    return [header.parent / line[1].decode("ascii")] if line else []
 
 
 def _files(folder: Path) -> list[Path]:
