@@ -213,9 +213,11 @@ def _find_coarse(
     lower = 2 * window_mean(total, -rpe, 0)
     for below in (thin, thick):  # fluid, which is darker than the choroid, is no better
         lower -= np.maximum(window_mean(total, 0, below), 0.2)
-    bright = cumulate(np.maximum(window_mean(total, -rpe // 2, rpe // 2) - 0.5, 0))[..., :-1]
-    # nothing as bright as the RPE below BM, but for the choroid under atrophy
-    lower -= 0.6 * np.minimum((bright[..., -1:] - bright) / rows, 1)
+    # nothing as bright as the RPE below BM, and no band as thin: the choroid is bright widely
+    band = window_mean(total, -(rpe // 2), rpe // 2)
+    stands_out = band - window_mean(total, -(thick // 2), thick // 2)
+    lower -= 0.6 * np.minimum(_sum_below(band - 0.5) / rows, 1)
+    lower -= 1.5 * np.minimum(_sum_below(stands_out - 0.25) / rows, 0.4)
 
     there = known[starts, :, np.newaxis]
     upper, lower = (np.where(there, _in_cells(s, rows).max(axis=3), 0) for s in (upper, lower))
@@ -229,6 +231,12 @@ def _find_coarse(
         bonus = -0.1 * np.minimum(unlike, 150 / steps[0] / rows).astype(np.float32)
         pair[:, :, odd] = best_pair(upper[:, odd], lower[:, odd], **rules, bonus=bonus)
     return tuple(_to_columns((path + 0.5) * rows, starts, len(known)).T for path in pair)
+
+
+def _sum_below(excess: np.ndarray) -> np.ndarray:
+    """Return the sum of what is positive in `excess` (x, b, row border) from each border down."""
+    total = cumulate(np.maximum(excess, 0))[..., :-1]
+    return total[..., -1:] - total
 
 
 def _usual_gap(
