@@ -103,7 +103,10 @@ def _is_mask(values: np.ndarray) -> bool:
 def _check(volume: Volume) -> None:
     for size, least, axis in zip(volume.data.shape, MIN_SHAPE, ("B-scan", "z", "x"), strict=True):
         if size < least:
-            raise InputError(f"only {size} pixels along {axis}, at least {least} are needed")
+            raise InputError(
+                f"only {size} pixels along {axis}, at least {least} are needed; were the axes (in "
+                "NIfTI x, z, B-scan) stored in another order?"
+            )
     axes = PLAUSIBLE_SPACING_MM if _has_parallel(volume) else PLAUSIBLE_SPACING_MM[1:]
     for step, (axis, low, high) in zip(volume.spacing_mm[-len(axes) :], axes, strict=True):
         if not low <= step <= high:  # also when it is NaN
@@ -155,7 +158,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="between B-scans (unused where there is one), z and x, instead of what the file says",
     )
     parser.add_argument("--annotation", help="lesion mask: NIfTI, MetaImage or images")
-    parser.add_argument("--mirror-left-eyes", action="store_true", help="show all as right eyes")
+    parser.add_argument(
+        "--mirror-left-eyes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="reverse left eyes along x, so that temporal is left in all",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

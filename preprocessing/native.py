@@ -5,13 +5,14 @@ affine of the volume as loaded, so that it opens as an overlay in ITK-SNAP, Slic
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.geometry import Geometry, read_geometry
-from preprocessing.volume import read_nifti, read_nifti_header, write_nifti
+from preprocessing.volume import companion, read_nifti, read_nifti_header, write_nifti
 
 
 def to_native_map(
@@ -54,6 +55,28 @@ def write_native_map(
     write_nifti(to_native_map(flat_map, geometry, shape), path, header.get_best_affine())
 
 
+def _check_origin(flat_map: np.ndarray, geometry: str, like: str) -> None:
+    """Refuse a map or a loaded volume that the geometry was not made with, by their companions."""
+    if not geometry.endswith(".geometry.npz"):
+        return
+    flat_path = Path(geometry.removesuffix(".geometry.npz") + ".nii.gz")
+    if flat_path.exists():
+        rows = read_nifti_header(flat_path).get_data_shape()[1]
+        if flat_map.shape[1] != rows:
+            raise InputError(
+                f"a map of {flat_map.shape[1]} rows, where {flat_path} has {rows}; give a map of "
+                "the whole flat volume"
+            )
+    sidecars = [companion(path, "json") for path in (flat_path, like)]
+    if all(sidecar.exists() for sidecar in sidecars):
+        mirrored = [json.loads(sidecar.read_text())["mirrored"] for sidecar in sidecars]
+        if mirrored[0] != mirrored[1]:
+            raise InputError(
+                f"{like} and {flat_path}: only one of them is mirrored; load the volume again as "
+                "the flat one was made (--mirror-left-eyes)"
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--input", required=True, help="map of a flat volume, .nii.gz")
@@ -65,6 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Bring one map back."""
     flat_map = read_nifti(args.input)
+    _check_origin(flat_map, args.geometry, args.like)
     write_native_map(flat_map, read_geometry(args.geometry), args.like, args.output)
-    known = np.isfinite(flat_map).mean()
-    return f"{args.output}: {len(flat_map)} B-scans, {known:.1%} of the flat pixels have a value"
+    return f"{args.output}: {len(flat_map)} B-scans; NaN outside the flat retina"

@@ -222,6 +222,8 @@ def command(args: argparse.Namespace) -> str:
 def read_segmented(volume_path: str, layers_path: str) -> tuple[Volume, Layers]:
     """Return a volume and its layers; raises InputError when they do not belong together."""
     volume, layers = read_volume(volume_path), read_layers(layers_path)
+    if "flatten" in volume.parameters:
+        raise InputError(f"{volume_path}: flattened; give the volume that was segmented")
     if layers.bm.shape != (len(volume.data), volume.data.shape[2]):
         raise InputError(
             f"{layers_path}: made for another volume than {volume_path}; segment again"

@@ -17,6 +17,8 @@ def segment(volume: Volume) -> Layers:
     """
     if volume.intensity != "normalised":
         raise InputError("not normalised; run normalise and resample first")
+    if "flatten" in volume.parameters:
+        raise InputError("already flattened; give the output of the stage resample")
     layers = find_layers(volume.data, volume.valid, volume.spacing_mm)
     if not np.isfinite(layers.bm).any():
         raise InputError(

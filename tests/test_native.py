@@ -233,3 +233,31 @@ def test_a_missing_volume_is_named(tmp_path):
     geometry = Geometry(zero, zero + 1, 1.0, zero, zero, zero)
     with pytest.raises(InputError, match=r"absent\.nii\.gz"):
         write_native_map(zero[None], geometry, tmp_path / "absent.nii.gz", tmp_path / "o.nii.gz")
+
+
+def test_a_map_of_another_height_or_orientation_is_refused(tmp_path, rng, capsys):
+    volume = loaded(rng.uniform(-1, 1, (2, 90, 70)).astype(np.float32), "L", False)
+    layers = tilted_layers(2, 70, rng)
+    geometry = flat_geometry(layers, volume, "bm", 100, 320)
+    flat = flatten(volume, geometry, 40)
+    write_volume(volume, tmp_path / "volume.nii.gz")
+    write_volume(volume.replace(mirrored=not volume.mirrored), tmp_path / "other.nii.gz")
+    write_volume(flat, tmp_path / "flat.nii.gz")
+    write_geometry(geometry, geometry_path(tmp_path / "flat.nii.gz"))
+    write_nifti(flat.data, tmp_path / "map.nii.gz", flat.affine)
+    write_nifti(flat.data[:, 5:], tmp_path / "low.nii.gz", flat.affine)
+
+    def run(map_name, like):
+        words = ["--input", map_name, "--like", like, "--geometry", "flat.geometry.npz"]
+        words = [str(tmp_path / word) if "." in word else word for word in words]
+        return run_command(
+            "preprocessing",
+            {"native": ""},
+            ["native", *words, "--output", str(tmp_path / "out" / "o.nii.gz")],
+        )
+
+    assert run("map.nii.gz", "volume.nii.gz") == 0
+    assert run("low.nii.gz", "volume.nii.gz") == 1
+    assert "35 rows" in capsys.readouterr().err
+    assert run("map.nii.gz", "other.nii.gz") == 1
+    assert "only one of them is mirrored" in capsys.readouterr().err
