@@ -1,6 +1,9 @@
 """Entry point of `python -m preprocessing`."""
 
+import os
 import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: further threads would only wait
 
 from preprocessing.cli import run_command
 

@@ -266,10 +266,14 @@ def _compact(data: np.ndarray, intensity: str) -> tuple[np.ndarray, float]:
     if intensity == "linear":
         return data.astype(np.float32), 1.0
     if intensity == "display":
-        levels = np.rint(data * 255)
-        if np.abs(levels - data * 255).max() < 1e-3:
-            return levels.astype(np.uint8), 1 / 255
-    return np.rint(np.clip(data, -1, 1) * 32767).astype(np.int16), 1 / 32767
+        levels = data * np.float32(255)
+        whole = np.rint(levels)
+        levels -= whole
+        if max(levels.max(), -levels.min()) < 1e-3:
+            return whole.astype(np.uint8), 1 / 255
+    levels = np.clip(data, -1, 1)
+    levels *= np.float32(32767)
+    return np.rint(levels, out=levels).astype(np.int16), 1 / 32767
 
 
 def _stacked(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
