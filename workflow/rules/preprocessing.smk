@@ -53,7 +53,9 @@ rule load:
         eye=eye_option,
         spacing=spacing_option,
         annotation=annotation_option,
-        mirror="--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "--no-mirror-left-eyes",
+        mirror=(
+            "--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "--no-mirror-left-eyes"
+        ),
     shell:
         "python -m preprocessing load --input {params.source:q} --volume {wildcards.volume}"
         " --patient {params.patient} {params.eye} {params.spacing} {params.annotation}"
