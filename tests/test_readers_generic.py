@@ -257,7 +257,7 @@ def test_every_format_survives_load_and_the_disk(written, tmp_path):
     path, _, _ = written
     out = tmp_path / "out" / "v.nii.gz"
     arguments = ["load", "--input", path, "--volume", "v", "--patient", "p", "--output", out]
-    arguments += ["--spacing-um", 120, 4, 12]
+    arguments += ["--spacing-um", 120, 4, 12, "--no-mirror-left-eyes"]
     assert run_command("preprocessing", {"load": ""}, list(map(str, arguments))) == 0
     again, volume = read_volume(out), read_vendor_volume(path)
     np.testing.assert_array_equal(gray_of(again), PATTERN)
