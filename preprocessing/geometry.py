@@ -92,4 +92,4 @@ def geometry_path(flat_path: str | Path) -> str:
     >>> geometry_path("a/flat.nii.gz")
     'a/flat.geometry.npz'
     """
-    return str(companion(flat_path, "json")).removesuffix(".json") + ".geometry.npz"
+    return str(companion(flat_path, "geometry"))

@@ -105,7 +105,7 @@ def _working_grid(
     """Return mean gray values and validity as (x, b, z), columns merged from each of `starts`."""
     data, valid = (np.ascontiguousarray(a.transpose(2, 0, 1)) for a in (data, valid))
     if len(starts) == len(data):
-        gray, seen = np.where(valid, data, np.float32(0)), valid
+        gray, seen = data, valid
     else:
         count = np.add.reduceat(valid, starts, axis=0, dtype=np.float32)
         gray = np.add.reduceat(np.where(valid, data, 0), starts, axis=0, dtype=np.float32)
@@ -248,10 +248,10 @@ def _usual_gap(
     """
     n_b = gap.shape[1]
     reach = min(2, int(NEARBY_UM / between_um)) if between_um else 0
-    around = [(b, c) for b in range(n_b) for c in range(b - reach, b + reach + 1) if c != b]
     usual = gap.astype(float)
     for b in range(n_b):
-        nearby = [c for a, c in around if a == b and 0 <= c < n_b and known[:, c].any()]
+        around = range(max(b - reach, 0), min(b + reach + 1, n_b))
+        nearby = [c for c in around if c != b and known[:, c].any()]
         if len(nearby) > 1:
             usual[:, b] = np.median(gap[:, nearby], axis=1)
     unlike = (np.abs(gap - usual) > far_off) & known
@@ -291,7 +291,7 @@ def _find_bm(gray: np.ndarray, bm: np.ndarray, steps: Steps) -> np.ndarray:
     bm = np.maximum(bm, floor - 30 / steps[0])
     for band_um, exponent, period_um in ((80, 1.5, 2000), (30, 2, 1000)):
         band = round(band_um / steps[0])
-        centre = np.rint(whittaker(bm, np.ones_like(bm), 600 / steps[1])).astype(int)
+        centre = np.rint(whittaker(bm, even, 600 / steps[1])).astype(int)
         rows = _power(straighten(gray, centre, band + far, band + far), exponent)
         total = cumulate(smooth_columns(rows, 1))
         score = window_mean(total, -near, 0) - window_mean(total, 0, near)

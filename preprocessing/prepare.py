@@ -11,7 +11,7 @@ from preprocessing.errors import InputError
 from preprocessing.geometry import geometry_path, write_geometry
 from preprocessing.layers import write_layers
 from preprocessing.segment import segment, summary
-from preprocessing.volume import as_stored, write_volume
+from preprocessing.volume import as_stored, companion, write_volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for stage in (load, normalise, resample, flatten):
         stage.add_options(parser)
     parser.add_argument(
-        "--output", required=True, help="flat volume, .nii.gz; layers.npz beside it"
+        "--output",
+        required=True,
+        help="flat volume NAME.nii.gz; NAME.layers.npz and NAME.geometry.npz go beside it",
     )
 
 
@@ -34,7 +36,7 @@ def command(args: argparse.Namespace) -> str:
     except InputError as error:
         raise InputError(f"{args.input}: {error}") from error
     flat, geometry = flatten.flatten_by(volume, layers, args)
-    write_layers(layers, geometry_path(args.output).replace(".geometry.", ".layers."))
+    write_layers(layers, companion(args.output, "layers"))
     write_geometry(geometry, geometry_path(args.output))
     write_volume(flat, args.output)
     return f"{summary(volume, layers)}; {flatten.summary(flat)}"

@@ -115,20 +115,35 @@ class Volume:
 
 
 def companion(path: str | Path, kind: str) -> Path:
-    """Return the path beside volume file `path` for `kind`: valid, annotation, vendor or json.
+    """Return the path beside volume file `path` for `kind`.
+
+    Kinds are valid, annotation, vendor and json; of a flat volume also geometry and layers.
 
     >>> companion("a/flat.nii.gz", "valid").as_posix()
     'a/flat.valid.nii.gz'
     >>> companion("a/flat.nii.gz", "vendor").as_posix()
     'a/flat.vendor.npz'
     """
-    own_suffix = {"json": ".json", "vendor": ".vendor.npz"}
+    own_suffix = {
+        "json": ".json",
+        "vendor": ".vendor.npz",
+        "geometry": ".geometry.npz",
+        "layers": ".layers.npz",
+    }
     path = Path(path)
     for suffix in (".nii.gz", ".nii"):
         if path.name.lower().endswith(suffix):
             stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
             return path.with_name(stem + own_suffix.get(kind, f".{kind}{suffix}"))
     raise InputError(f"{path}: a volume file must end in .nii.gz or .nii")
+
+
+def rows_within(rows: np.ndarray, n_z: int) -> np.ndarray:
+    """Return a surface's `rows` with NaN where they lie outside a B-scan of `n_z` pixels.
+
+    Vendors mark what is unknown by FLT_MAX, by 0 counted from 1, or not at all.
+    """
+    return np.where((rows >= 0) & (rows < n_z), rows, np.float32(np.nan))
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:

@@ -1,13 +1,20 @@
 """What the tests of damaged files share."""
 
+import time
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 from preprocessing.errors import InputError
 from preprocessing.readers import read_vendor_volume
 from preprocessing.volume import Volume
+
+MAX_SECONDS = 5
+MAX_MB = 100
 
 fuzz = settings(
     max_examples=150,
@@ -34,3 +41,19 @@ def read_or_refuse(path: Path) -> Volume | None:
         return None
     check_consistent(volume)
     return volume
+
+
+def refused(path, message=None):
+    """Read `path`, which must be refused at once and in little memory; return the error."""
+    tracemalloc.start()
+    begin = time.perf_counter()
+    try:
+        with warnings.catch_warnings(), pytest.raises(InputError, match=message) as error:
+            warnings.simplefilter("error")
+            read_vendor_volume(path)
+        assert time.perf_counter() - begin < MAX_SECONDS
+        assert tracemalloc.get_traced_memory()[1] < MAX_MB * 1e6
+    finally:
+        tracemalloc.stop()
+    assert str(path.parent) in str(error.value)
+    return str(error.value)

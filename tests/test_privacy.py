@@ -14,8 +14,8 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import plain_bytes
+from format_writers import matlab_vol, opt
 from PIL import Image
-from test_readers_generic import matlab_vol, opt
 
 from preprocessing.cli import run_command
 from preprocessing.volume import Volume, write_volume

@@ -16,7 +16,7 @@ import numpy as np
 from preprocessing.errors import InputError
 from preprocessing.readers.sidecar import described_volume
 from preprocessing.untrusted import parsing
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, rows_within
 
 NAME = "E2E, FDA, FDS or OCT by an optional package"
 E2E_EMPTY = 1.99  # power that eyepy decodes from pixels without a measurement lies above
@@ -103,7 +103,7 @@ def topcon_layers(
     for name, contour in contours.items():
         if contour.shape == (n_b, n_x):
             z = contour[::-1].astype(np.float32) - 1
-            layers[str(name)] = np.where((z >= 0) & (z < n_z), z, np.float32(np.nan))
+            layers[str(name)] = rows_within(z, n_z)
     return layers
 
 

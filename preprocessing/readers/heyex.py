@@ -16,17 +16,16 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.readers.images import FORMATS
 from preprocessing.readers.scan_lines import agreed_mm, corrected, lay_out
 from preprocessing.untrusted import check_total, parsing
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, rows_within
 
 NAME = "HEYEX XML"
 
 # The Spectralis digitises 1.92 mm of depth into 496 pixels; its XML rounds that to 0.0039.
 SPECTRALIS_AXIAL_MM = 1.92 / 496
 MAX_XML_BYTES = 20e6  # 241 B-scans of 768 columns with 11 layers take about 16e6
-IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
-IMAGE_FORMATS = ("TIFF", "PNG", "BMP", "JPEG")
 MAX_DIGITS = 12
 MAX_SIDE_PX = 4096  # a B-scan of a Spectralis has up to 1536
 
@@ -119,7 +118,7 @@ def _parse(xml: Path) -> tuple[list[_BScan], str]:
     names = {
         file.name.lower(): file
         for file in xml.parent.iterdir()
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        if file.suffix.lower() in FORMATS and file.is_file()
     }
     bscans = [
         _parse_image(xml, image, names)
@@ -184,7 +183,8 @@ def _read_tiff(bscan: _BScan) -> np.ndarray:
     """Return the (z, x) gray values, uint8; the export writes gray as R = G = B."""
     from PIL import Image
 
-    with parsing(bscan.file, "image"), Image.open(bscan.file, formats=IMAGE_FORMATS) as image:
+    formats = list(FORMATS.values())
+    with parsing(bscan.file, "image"), Image.open(bscan.file, formats=formats) as image:
         size = image.size
         if size == (bscan.width, bscan.height):
             return np.asarray(image.convert("L"))
@@ -230,7 +230,4 @@ def _layers(bscans: list[_BScan]) -> dict[str, np.ndarray]:
     unknown = np.full(bscans[0].width, np.nan, np.float32)
     n_z = bscans[0].height
     layers = {name: np.stack([b.layers.get(name, unknown) for b in bscans]) for name in names}
-    return {
-        name: np.where((rows >= 0) & (rows < n_z), rows, np.float32(np.nan))
-        for name, rows in layers.items()
-    }
+    return {name: rows_within(rows, n_z) for name, rows in layers.items()}

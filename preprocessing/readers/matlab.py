@@ -17,7 +17,7 @@ from preprocessing.readers.mat5 import check_text, read_mat5
 from preprocessing.readers.sidecar import described_volume
 from preprocessing.untrusted import VOXEL_BYTES, check_size, check_total, parsing
 from preprocessing.validity import FLOAT_MAX
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, rows_within
 
 NAME = "MATLAB"
 BSCAN = re.compile(r"B(\d{1,4})")
@@ -90,11 +90,11 @@ def _read_duke(path: Path, variables: dict[str, np.ndarray]) -> Volume:
         if name in variables:
             surfaces = _array(path, variables, name, (len(CHIU_LAYERS), n_x, n_b))
             for layer, rows in zip(CHIU_LAYERS, surfaces, strict=True):
-                layers[f"grader{grader}_{layer}"] = _inside(rows.T - 1, n_z)
+                layers[f"grader{grader}_{layer}"] = rows_within(rows.T - 1, n_z)
     if "layerMaps" in variables:
         surfaces = _array(path, variables, "layerMaps", (n_b, n_x, len(FARSIU_LAYERS)))
         for layer, rows in zip(FARSIU_LAYERS, np.moveaxis(surfaces, 2, 0), strict=True):
-            layers[layer] = _inside(rows - 1, n_z)
+            layers[layer] = rows_within(rows - 1, n_z)
     fluid = None
     if "manualFluid1" in variables:
         marked = _array(path, variables, "manualFluid1", np.moveaxis(data, 0, 2).shape)
@@ -119,7 +119,7 @@ def _read_converted_vol(path: Path, variables: dict[str, np.ndarray]) -> Volume:
         n_z, n_x = scans[0].shape
         wanted = (len(VOL_LAYERS), n_x)
         rows = np.stack([_array(path, variables, name, wanted) for name in names], axis=1)
-        layers = dict(zip(VOL_LAYERS, _inside(rows, n_z), strict=True))
+        layers = dict(zip(VOL_LAYERS, rows_within(rows, n_z), strict=True))
     known = {}
     pattern = VOL_PATTERNS.get(_scalar(variables, "ScanPattern"))
     if pattern:
@@ -154,11 +154,6 @@ def _array(
     if values.dtype.kind not in "biuf" or values.shape != shape:
         raise InputError(f"{path}: '{name}' has shape {values.shape} where the scan asks {shape}")
     return np.where(np.abs(values) < FLOAT_MAX, values, np.nan).astype(np.float32)
-
-
-def _inside(z: np.ndarray, n_z: int) -> np.ndarray:
-    """Return surfaces with NaN where they lie outside the B-scan, as unknown ones are stored."""
-    return np.where((z >= 0) & (z < n_z), z, np.float32(np.nan))
 
 
 def _scalar(variables: dict[str, np.ndarray], name: str) -> float:

@@ -18,7 +18,7 @@ from preprocessing.errors import InputError
 from preprocessing.readers.scan_lines import agreed_mm, corrected, lay_out
 from preprocessing.untrusted import check_total
 from preprocessing.validity import FLOAT_MAX
-from preprocessing.volume import Volume
+from preprocessing.volume import Volume, rows_within
 
 NAME = "Heidelberg .vol"
 MAGIC = (b"HSF-OCT-", b"ep-v")
@@ -144,7 +144,7 @@ def _read_bscan(
         raise InputError(f"{path}: the header of B-scan {b + 1} is damaged; export the scan again")
     rows = np.frombuffer(raw, "<f4", n_x * n_layers, offset if n_layers else 0)
     rows = rows.reshape(n_layers, n_x)
-    rows = np.where((rows >= 0) & (rows < n_z), rows, np.float32(np.nan))  # FLT_MAX is unknown
+    rows = rows_within(rows, n_z)
     names = [*LAYERS, *(f"layer {n}" for n in range(len(LAYERS), n_layers))]
     pixels[:] = np.frombuffer(file.read(pixels.nbytes), "<f4").reshape(n_z, n_x)
     return tuple(line), dict(zip(names, rows, strict=False))
