@@ -12,7 +12,7 @@ from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
 from planning.sample_sheet import chunk_of, read_sample_sheet
 from planning.sources import HEYEX_IMAGES, source_files
-from preprocessing.readers import heyex
+from preprocessing.readers.images import FORMATS
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["volume", "patient", "eye", "path", "split", "label", "annotation"]
@@ -333,5 +333,5 @@ def test_pixels_and_images_of_any_name_are_watched(tmp_path):
     assert found == [["0.mhd", "pixels.bin"], *([f"{n}.mhd"] for n in range(1, 8))]
     images = source_files(str(tmp_path / "a.xml"))
     assert [Path(f).name for f in images] == ["a.xml", *sorted(export[1:5]), "a.yaml"]
-    assert set(heyex.IMAGE_SUFFIXES) == set(HEYEX_IMAGES)
+    assert set(FORMATS) == set(HEYEX_IMAGES)
     assert source_files(str(tmp_path / "absent.mhd")) == [str(tmp_path / "absent.mhd")]
