@@ -5,8 +5,8 @@ import sys
 from preprocessing.cli import run_command
 
 COMMANDS = {
-    "train": "Train the GAN on patches of healthy retina.",
-    "map": "Map patches to the latent space and score them.",
+    "train": "Train a model on patches of healthy retina.",
+    "score": "Score patches with a trained model.",
     "evaluate": "Compute ROC metrics with intervals from scores.",
     "report": "Write the figures and the report page.",
 }

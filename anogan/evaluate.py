@@ -6,13 +6,13 @@ Writes `metrics.tsv` and, beside it, `evaluation.json` (operating points, settin
 
 import argparse
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from anogan.score_tables import BASELINES, patch_table, read_scores
 from anogan.statistics import (
     OperatingPoint,
     bootstrap_metrics,
@@ -22,88 +22,17 @@ from anogan.statistics import (
     patient_strata,
     point_metrics,
 )
-from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 from preprocessing.seeds import derive_seed
 
-# name in the report: (method of the score rows, column)
-METHODS = {
-    "anogan": ("anogan", "A"),
-    "gan_r": ("gan_r", "A_hat"),
-    "p_d": ("anogan", "P_D"),
-    "anogan_R": ("anogan", "R"),
-    "anogan_D": ("anogan", "D"),
-    "gan_r_D_hat": ("gan_r", "D_hat"),
-}
-PATCH = ["volume", "bscan", "z", "x"]
-DESCRIPTION = [
-    "patient",
-    "eye",
-    "split",
-    "eye_label",
-    "label",
-    "anomalous_fraction",
-    "label_source",
-]
 LEVELS = {"patch": "patches", "volume": "volumes"}
 HEALTHY_EYE = "healthy"  # source of the labels of a healthy eye without annotation
 TOP_SHARE = 0.1  # of a volume's patches make its score
 FEW_PATIENTS = 10
+METRIC_COLUMNS = ["method", "level", "subset", "metric", "value", "ci_low", "ci_high"]
 
 
-def read_scores(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Read score files into one table, a row per patch and method.
-
-    Raises InputError when a file is unreadable or lacks a column.
-    """
-    tables = []
-    for path in paths:
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: not a readable score file ({error}); run `map` again"
-            ) from error
-        needed = [*PATCH, *DESCRIPTION, "method", *(column for _, column in METHODS.values())]
-        missing = sorted(set(needed) - set(table.columns))
-        if missing:
-            raise InputError(f"{path}: lacks the columns {', '.join(missing)}; run `map` again")
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def patch_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return (one row per patch with a column per method, sorted; the methods there are).
-
-    Raises InputError when a patch occurs twice or has no score, or a score that is not a number.
-    """
-    table = scores.loc[scores["method"] == "anogan", [*PATCH, *DESCRIPTION]].set_index(PATCH)
-    if table.empty:
-        raise InputError("the score files hold no rows of method anogan; run `map` with it")
-    methods = []
-    for name, (row_method, column) in METHODS.items():
-        rows = scores[scores["method"] == row_method]
-        if rows.empty:
-            continue
-        values = rows.set_index(PATCH)[column]
-        if values.index.has_duplicates:
-            twice = "/".join(map(str, values.index[values.index.duplicated()][0]))
-            raise InputError(
-                f"the score files hold patch {twice} (volume/B-scan/z/x) of {row_method} twice; "
-                "give each file once"
-            )
-        table[name] = values
-        undefined = int((~np.isfinite(table[name])).sum())
-        if undefined:
-            raise InputError(
-                f"{name}: {undefined} of {len(table)} patches have no finite score {column}; "
-                "look for a diverged model in history.tsv, then run `map` again"
-            )
-        methods.append(name)
-    return table.sort_index().reset_index(), methods
-
-
-def volume_table(patches: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+def volume_table(patches: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Return one row per volume: a score is the mean of the highest tenth of its patch scores.
 
     All patches count, also those without a label. The label is that of the eye in the sample sheet;
@@ -120,20 +49,20 @@ def volume_table(patches: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     table["label"] = table["label"].where(table["label"] >= 0, group["label"].max())
     source = patches[patches["label"] >= 0].groupby("volume")["label_source"].min()
     table["label_source"] = source.reindex(table.index).fillna("none")
-    for name in methods:
+    for name in names:
         table[name] = group[name].agg(_top_mean)
     return table.reset_index()
 
 
 def operating_points(
-    cases: pd.DataFrame, methods: list[str], healthy_quantile: float
+    cases: pd.DataFrame, names: list[str], healthy_quantile: float
 ) -> dict[str, OperatingPoint]:
-    """Return each method's operating point, chosen on the labelled validation cases alone."""
+    """Return each score's operating point, chosen on the labelled validation cases alone."""
     validation = cases[(cases["split"] == "validation") & (cases["label"] >= 0)]
     label = validation["label"].to_numpy()
     return {
         name: choose_operating_point(label, validation[name].to_numpy(), healthy_quantile)
-        for name in methods
+        for name in names
     }
 
 
@@ -141,14 +70,11 @@ def labelled_subsets(patches: pd.DataFrame) -> list[str]:
     """Return "test" and, where labels come from several sources, "test:<source>" for each.
 
     Patches of healthy eyes belong to every source: nothing is marked in them either way.
-    Raises InputError when no test patch has a label.
+    Nothing is returned when no test patch has a label.
     """
     labelled = patches[(patches["split"] == "test") & (patches["label"] >= 0)]
     if labelled.empty:
-        raise InputError(
-            "the score files hold no labelled patch of split test; "
-            "give the sample sheet test volumes with a label or an annotation"
-        )
+        return []
     sources = sorted(set(labelled["label_source"]) - {HEALTHY_EYE})
     return ["test", *(f"test:{source}" for source in sources if len(sources) > 1)]
 
@@ -160,8 +86,8 @@ def measure(
     subset: str,
     replicates: int,
     seed: int,
-) -> tuple[list[dict], list[str]]:
-    """Return (metric rows, warnings) of one level and subset; every method sees the same draws."""
+) -> tuple[list[tuple], list[str]]:
+    """Return (metric rows, warnings) of a level and subset; every score sees the same draws."""
     chosen = cases[cases["split"] == "test"]
     if ":" in subset:
         chosen = chosen[chosen["label_source"].isin([subset.partition(":")[2], HEALTHY_EYE])]
@@ -187,17 +113,7 @@ def measure(
             low, high = np.nan, np.nan
             if metric in repeated and np.isfinite(value):
                 low, high = interval(repeated[metric])
-            rows.append(
-                {
-                    "method": name,
-                    "level": level,
-                    "subset": subset,
-                    "metric": metric,
-                    "value": value,
-                    "ci_low": low,
-                    "ci_high": high,
-                }
-            )
+            rows.append((name, level, subset, metric, value, low, high))
     return rows, warnings
 
 
@@ -216,25 +132,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> str:
-    """Measure every method at patch and volume level and write the three tables."""
+    """Measure every score at patch and volume level and write the three tables."""
     patches, methods = patch_table(read_scores(args.scores))
-    subsets = labelled_subsets(patches)
-    volumes = volume_table(patches, methods)
-    rows, points = [], {}
-    warnings = _eye_label_warnings(patches)
-    for level, cases in (("patch", patches), ("volume", volumes)):
-        points[level] = operating_points(cases, methods, args.healthy_quantile)
-        if points[level]["anogan"].rule == "none":
-            warnings.append(
-                f"no normal {level} in split validation: no threshold could be chosen, so the "
-                f"metrics that need one are missing at {level} level"
-            )
-        for subset in subsets:
-            measured, said = measure(cases, points[level], level, subset, args.bootstrap, args.seed)
-            rows += measured
-            warnings += said
-
-    metrics = pd.DataFrame(rows)
+    names = [name for own in methods.values() for name in own]
+    cases = {"patch": patches, "volume": volume_table(patches, names)}
+    points = {
+        level: operating_points(table, names, args.healthy_quantile)
+        for level, table in cases.items()
+    }
+    metrics, warnings = _measure_all(cases, points, args)
     evaluation = {
         "bootstrap": args.bootstrap,
         "seed": args.seed,
@@ -244,14 +150,44 @@ def command(args: argparse.Namespace) -> str:
             level: {name: _without_nan(asdict(point)) for name, point in named.items()}
             for level, named in points.items()
         },
-        "healthy_volume_threshold": _healthy_quantiles(volumes, methods, args.healthy_quantile),
-        "warnings": warnings,
+        "healthy_volume_threshold": _healthy_quantiles(
+            cases["volume"], names, args.healthy_quantile
+        ),
+        "warnings": warnings + _baseline_warnings(metrics, list(methods)),
     }
     output = Path(args.output)
-    _write_table(volumes, output.with_name("volumes.tsv"))
+    _write_table(cases["volume"], output.with_name("volumes.tsv"))
     write_text(output.with_name("evaluation.json"), json.dumps(evaluation, indent=1) + "\n")
     _write_table(metrics, output)
-    return _summary(metrics, points["patch"]["anogan"])
+    if metrics.empty:
+        return f"{len(cases['volume'])} volumes scored by {', '.join(methods)}; none to measure on"
+    return _summary(metrics, names[0], points["patch"][names[0]])
+
+
+def _measure_all(
+    cases: dict[str, pd.DataFrame],
+    points: dict[str, dict[str, OperatingPoint]],
+    args: argparse.Namespace,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return (all metrics, warnings); no metrics where no test patch has a label."""
+    subsets = labelled_subsets(cases["patch"])
+    rows, warnings = [], _eye_label_warnings(cases["patch"])
+    if not subsets:
+        warnings.append(
+            "no patch of split test carries a label: the volumes are scored, but nothing could "
+            "be measured of how well the scores tell anomalous from normal"
+        )
+    for level, table in cases.items():
+        if subsets and all(point.rule == "none" for point in points[level].values()):
+            warnings.append(
+                f"no normal {level} in split validation: no threshold could be chosen, so the "
+                f"metrics that need one are missing at {level} level"
+            )
+        for subset in subsets:
+            measured, said = measure(table, points[level], level, subset, args.bootstrap, args.seed)
+            rows += measured
+            warnings += said
+    return pd.DataFrame(rows, columns=METRIC_COLUMNS), warnings
 
 
 def _top_mean(score: pd.Series) -> float:
@@ -294,12 +230,30 @@ def _eye_label_warnings(patches: pd.DataFrame) -> list[str]:
     ]
 
 
+def _baseline_warnings(metrics: pd.DataFrame, methods: list[str]) -> list[str]:
+    """Say which simple baselines beat the method that leads the report, `methods[0]`."""
+    auc = metrics[
+        (metrics["metric"] == "auc") & (metrics["level"] == "patch") & (metrics["subset"] == "test")
+    ].set_index("method")["value"]
+    winners = [
+        f"{name} ({auc[name]:.3f})"
+        for name in methods[1:]
+        if name in BASELINES and name in auc.index and auc[name] > auc[methods[0]]
+    ]
+    if not winners:
+        return []
+    return [
+        f"by AUC over test patches {methods[0]} ({auc[methods[0]]:.3f}) is beaten by "
+        f"{'a simple baseline' if len(winners) == 1 else 'simple baselines'}: {', '.join(winners)}"
+    ]
+
+
 def _healthy_quantiles(
-    volumes: pd.DataFrame, methods: list[str], quantile: float
+    volumes: pd.DataFrame, names: list[str], quantile: float
 ) -> dict[str, float | None]:
     healthy = volumes[(volumes["split"] == "validation") & (volumes["label"] == 0)]
     return {
-        name: float(healthy[name].quantile(quantile)) if len(healthy) else None for name in methods
+        name: float(healthy[name].quantile(quantile)) if len(healthy) else None for name in names
     }
 
 
@@ -312,15 +266,15 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, sep="\t", index=False, float_format="%.6g", na_rep="nan")
 
 
-def _summary(metrics: pd.DataFrame, point: OperatingPoint) -> str:
+def _summary(metrics: pd.DataFrame, headline: str, point: OperatingPoint) -> str:
     chosen = metrics[
-        (metrics["method"] == "anogan")
+        (metrics["method"] == headline)
         & (metrics["level"] == "patch")
         & (metrics["subset"] == "test")
     ].set_index("metric")
     auc = chosen.loc["auc"]
     return (
-        f"AnoGAN patch AUC {auc['value']:.3f} (95 % CI {auc['ci_low']:.3f} to "
+        f"{headline}: patch AUC {auc['value']:.3f} (95 % CI {auc['ci_low']:.3f} to "
         f"{auc['ci_high']:.3f}) on {chosen.loc['n', 'value']:.0f} test patches of "
         f"{chosen.loc['n_patients', 'value']:.0f} patients; threshold {point.threshold:.4g} "
         f"({point.rule} on validation)"

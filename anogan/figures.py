@@ -4,8 +4,11 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart; l
 hatches carry the same meaning on a black and white print.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -23,14 +26,52 @@ from preprocessing.volume import NOT_EXAMINED
 
 BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
 YELLOW, BLUE, VERMILION = "#F0E442", "#0072B2", "#D55E00"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 PALE_BLUE, RED = "#B9D7E9", "#CC0000"
-STYLES = {  # by method: label, colour, line
-    "anogan": ("AnoGAN, A(x)", VERMILION, "-"),
-    "gan_r": ("GAN$_R$, Â(x)", BLUE, (0, (6, 2))),
-    "p_d": ("P$_D$", GREEN, (0, (1, 1.4))),
-    "anogan_R": ("R(x), residual", VERMILION, "-"),
-    "anogan_D": ("D(x), features", BLUE, (0, (6, 2))),
-    "gan_r_D_hat": ("D̂(x), reference", GREEN, (0, (1, 1.4))),
+DASHED, DOTTED = (0, (6, 2)), (0, (1, 1.4))
+
+
+class Style(NamedTuple):
+    """How a score is drawn; `marker` stands at its threshold."""
+
+    label: str
+    colour: str
+    line: str | tuple
+    marker: str
+
+
+RESIDUAL = Style("R(x), residual", VERMILION, "-", "o")
+FEATURES = Style("D(x), features", BLUE, DASHED, "s")
+STYLES = {
+    "anogan": Style("AnoGAN, A(x)", VERMILION, "-", "o"),
+    "gan_r": Style("GAN$_R$, Â(x)", BLUE, DASHED, "s"),
+    "p_d": Style("P$_D$", GREEN, DOTTED, "^"),
+    "acae": Style("aCAE", PURPLE, (0, (6, 1.5, 1, 1.5)), "D"),
+    "ae": Style("AE", SKY, (0, (3, 1.2, 1, 1.2, 1, 1.2)), "v"),
+    "pca": Style("PCA", BLACK, (0, (3, 1.5)), "P"),
+    **dict.fromkeys(("anogan_R", "gan_r_R", "acae_R", "ae_R", "pca_R"), RESIDUAL),
+    **dict.fromkeys(("anogan_D", "acae_D"), FEATURES),
+    "gan_r_D_hat": Style("D̂(x), reference", GREEN, DOTTED, "^"),
+}
+OTHER_STYLES = (  # of scores that are not known: colour, line, marker
+    (ORANGE, (0, (10, 1.5)), "X"),
+    ("0.45", (0, (10, 2, 2, 2)), "*"),
+)
+HISTORY_AXES = {  # label: (column of history.tsv, name, colour, line)
+    "loss": (
+        ("d_loss", "discriminator", BLUE, "-"),
+        ("g_loss", "generator", VERMILION, DASHED),
+        ("loss", "reconstruction", BLACK, DOTTED),
+    ),
+    "mean output of D": (
+        ("d_real", "D(x), real patches", BLUE, "-"),
+        ("d_fake", "D of made patches", VERMILION, DASHED),
+        ("critic_real", "critic, real patches", BLUE, "-"),
+        ("critic_fake", "critic, made patches", VERMILION, DASHED),
+    ),
+    "diversity": (("diversity", "generated over real", GREEN, "-"),),
+    "distance to real patches": (("kid", "KID", PURPLE, "-"),),
+    "explained variance": (("explained_variance", "all components", BLUE, "-"),),
 }
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -48,27 +89,18 @@ STYLE = {
 }
 PIXELS_PER_INCH = 200
 PANEL_GAP_PX = 3
-PANEL_ROWS = (
-    "input x",
-    "generated G(z)",
-    "residual |x $-$ G(z)|",
-    "annotation",
-    "called by R",
-    "by D",
-)
 RESIDUAL_SHOWN = 0.15  # smaller residuals, |x - G(z)| of gray values in [-1, 1], stay uncoloured
 
 
 @dataclass
 class PanelColumn:
-    """One patch of the panel: arrays (h, w), and what R and D say of it (None: no threshold)."""
+    """One patch of the panel: arrays (h, w), and by which scores ("R") it is called anomalous."""
 
     title: str
     patch: np.ndarray
     generated: np.ndarray
     mask: np.ndarray
-    called_by_r: bool | None
-    called_by_d: bool | None
+    called: dict[str, bool]
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
@@ -88,11 +120,11 @@ def roc_figure(
     thresholds: dict[str, float | None],
     letter: str,
 ) -> Figure:
-    """Draw the ROC curve of each method's `scores` (n,) for `label` (n,).
+    """Draw the ROC curve of each of `scores` (n,) for `label` (n,).
 
-    `captions` end the legend entries; a circle marks the threshold where there is one.
+    `captions` end the legend entries; a marker stands at the threshold where there is one.
     """
-    figure, axes = _figure(1, 4.4, 4.4)
+    figure, axes = _figure(1, 4.4, 4.6 + 0.18 * len(scores))
     _letter(axes[0], letter)
     axes[0].set(
         xlabel="1 $-$ specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
@@ -101,16 +133,19 @@ def roc_figure(
     axes[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     if not 0 < np.sum(label == 1) < len(label):
         return _nothing(figure, axes[0], "a ROC curve needs normal\nand anomalous test patches")
-    for name, score in scores.items():
-        text, colour, line = STYLES[name]
-        fpr, tpr, _ = roc_curve(label, score)
-        text = f"{text}: {captions[name]}"
-        axes[0].plot(fpr, tpr, color=colour, linestyle=line, linewidth=1.8, label=text)
+    if not scores:
+        return _nothing(figure, axes[0], "no method here has a score\nmade of parts")
+    for name, style in _styles(scores).items():
+        fpr, tpr, _ = roc_curve(label, scores[name])
+        look = {"color": style.colour, "linestyle": style.line, "linewidth": 1.8}
+        point = {"marker": style.marker, "markersize": 8, "markeredgecolor": "white"}
+        axes[0].plot(fpr, tpr, **look)
         if thresholds.get(name) is not None:
-            called = score >= thresholds[name]
+            called = scores[name] >= thresholds[name]
             where = np.mean(called[label == 0]), np.mean(called[label == 1])
-            axes[0].plot(*where, "o", color=colour, markersize=6, markeredgecolor="white")
-    axes[0].legend(loc="lower right", frameon=False)
+            axes[0].plot(*where, color=style.colour, zorder=3, **point)
+        axes[0].plot([], [], **look, **point, label=f"{style.label}: {captions[name]}")
+    figure.legend(loc="outside lower center", frameon=False, handlelength=4.5)
     return figure
 
 
@@ -120,9 +155,14 @@ def distribution_figure(
 ) -> Figure:
     """Draw how the scores (n,) of normal and anomalous test patches are distributed, c and d."""
     figure, axes = _figure(len(scores), 3.6 * len(scores), 3.1)
-    for axis, letter, (name, score) in zip(axes, "cd", scores.items(), strict=True):
+    if not len(label):
+        for axis in axes:
+            _nothing(figure, axis, "no test patch carries a label")
+        return figure
+    for axis, letter, (name, style) in zip(axes, "cd", _styles(scores).items(), strict=False):
+        score = scores[name]
         _letter(axis, letter)
-        axis.set(xlabel=STYLES[name][0], ylabel="density")
+        axis.set(xlabel=style.label, ylabel="density")
         edges = np.histogram_bin_edges(score, 30)
         for value, text, colour, face, hatch in (
             (0, "normal", BLUE, PALE_BLUE, ""),
@@ -149,33 +189,41 @@ def distribution_figure(
 
 
 @mpl.rc_context(STYLE)
-def panel_figure(columns: list[PanelColumn]) -> Figure:
-    """Draw a column a patch: input, generated, residual over input, truth; bars by R and D."""
+def panel_figure(columns: list[PanelColumn], rebuilt: str) -> Figure:
+    """Draw a column a patch: input, rebuilt patch, residual over input, truth; a bar per call.
+
+    Where nobody annotated anything, the row of the truth is left out. `rebuilt` is the symbol of
+    the rebuilt patch; all columns have the same `called`.
+    """
     if not columns:
         figure, axes = _figure(1, 4, 2)
-        return _nothing(figure, axes[0], "no residuals of labelled test patches were kept")
+        return _nothing(figure, axes[0], "no pictures of rebuilt patches were kept")
     height, width = columns[0].patch.shape
     pitch_z, pitch_x = height + PANEL_GAP_PX, width + PANEL_GAP_PX
-    bars = [4 * pitch_z + offset * height for offset in (0, 0.2)]
-    extent_x, extent_z = len(columns) * pitch_x, bars[1] + 0.2 * height
+    annotated = any(np.any(column.mask != NOT_EXAMINED) for column in columns)
+    names = ("input x", f"rebuilt, {rebuilt}", f"residual |x $-$ {rebuilt}|", "annotation")
+    names = names if annotated else names[:3]
+    end = len(names) * pitch_z
+    bars = {name: end + 0.2 * i * height for i, name in enumerate(columns[0].called)}
+    extent_x, extent_z = len(columns) * pitch_x, end + 0.2 * len(bars) * height
     inches = 0.82 / pitch_x
-    figure, axes = _figure(1, 1.8 + extent_x * inches, 0.3 + extent_z * inches)
+    figure, axes = _figure(1, 2.2 + extent_x * inches, 0.3 + extent_z * inches)
     axis = axes[0]
 
     residuals = [np.abs(column.patch - column.generated) for column in columns]
     brightest = max(float(np.quantile(residuals, 0.998)), 2 * RESIDUAL_SHOWN)
     shown = [np.where(residual < RESIDUAL_SHOWN, np.nan, residual) for residual in residuals]
     inputs = [column.patch for column in columns]
-    for row, images in enumerate((inputs, [c.generated for c in columns], inputs, inputs)):
+    strips = (inputs, [column.generated for column in columns], inputs, inputs)
+    for row, images in enumerate(strips[: len(names)]):
         _draw_strip(axis, images, row * pitch_z, cmap="gray", vmin=-1, vmax=1)
     heat = _draw_strip(axis, shown, 2 * pitch_z, cmap="inferno", vmin=0, vmax=brightest, alpha=0.85)
     for i, column in enumerate(columns):
         left = i * pitch_x
-        _draw_truth(axis, column.mask, left, 3 * pitch_z)
-        for top, called, colour in zip(
-            bars, (column.called_by_r, column.called_by_d), (RED, YELLOW), strict=True
-        ):
-            face = colour if called else "none"
+        if annotated:
+            _draw_truth(axis, column.mask, left, 3 * pitch_z)
+        for (name, top), colour in zip(bars.items(), (RED, YELLOW), strict=False):
+            face = colour if column.called[name] else "none"
             bar = Rectangle((left, top), width, 0.16 * height, facecolor=face, edgecolor="0.35")
             axis.add_patch(bar)
     for title, start, count in _runs([column.title for column in columns]):
@@ -183,8 +231,9 @@ def panel_figure(columns: list[PanelColumn]) -> Figure:
         axis.text(middle, -0.08 * height, title, ha="center", va="bottom", fontsize=10)
         if start:
             axis.axvline(start * pitch_x - PANEL_GAP_PX / 2, color=BLACK, linewidth=1.5)
-    heights = [(row + 0.5) * pitch_z for row in range(4)] + [top + 0.08 * height for top in bars]
-    axis.set_yticks(heights, PANEL_ROWS)
+    heights = [(row + 0.5) * pitch_z for row in range(len(names))]
+    heights += [top + 0.08 * height for top in bars.values()]
+    axis.set_yticks(heights, [*names, *(f"called by {name}" for name in bars)])
     axis.set(xticks=[], xlim=(0, extent_x), ylim=(extent_z, -0.1 * height), aspect="equal")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -194,31 +243,51 @@ def panel_figure(columns: list[PanelColumn]) -> Figure:
 
 @mpl.rc_context(STYLE)
 def training_figure(history: pd.DataFrame) -> Figure:
-    """Draw the losses and D's mean outputs by step, from the columns of history.tsv."""
-    figure, axes = _figure(2, 7.2, 2.9)
-    curves = (
-        (axes[0], "d_loss", "discriminator", BLUE, "-"),
-        (axes[0], "g_loss", "generator", VERMILION, (0, (5, 1.5))),
-        (axes[1], "d_real", "D(x), real patches", BLUE, "-"),
-        (axes[1], "d_fake", "D(G(z)), generated", VERMILION, (0, (5, 1.5))),
-    )
-    window = max(1, len(history) // 40)
-    for axis, column, text, colour, line in curves:
-        axis.plot(history["step"], history[column], color=colour, linewidth=0.6, alpha=0.3)
-        smooth = history[column].rolling(window, center=True, min_periods=1).mean()
-        axis.plot(history["step"], smooth, color=colour, linestyle=line, linewidth=1.6, label=text)
-        axis.set(xlabel="step")
+    """Draw what history.tsv holds of the losses, D's outputs and the quality of the samples."""
+    drawn = [
+        (label, found)
+        for label, curves in HISTORY_AXES.items()
+        if (found := [c for c in curves if c[0] in history and history[c[0]].notna().any()])
+    ]
+    if not drawn:
+        figure, axes = _figure(1, 4, 2)
+        return _nothing(figure, axes[0], "the model came without the history of its training")
+    columns, rows = min(2, len(drawn)), -(-len(drawn) // 2)
+    figure, axes = _figure(columns, 3.6 * columns, 2.9 * rows, rows)
+    time = "step" if "step" in history else "patches"
+    for axis, (label, curves) in zip(axes, drawn, strict=False):
+        for column, text, colour, line in curves:
+            _draw_course(axis, history[[time, column]].dropna(), text, colour, line)
+        axis.set(xlabel=time, ylabel=label)
+        low, high = axis.get_ylim()
+        if low > 0:
+            axis.set_ylim(0, 1.05 * high)
         axis.legend(frameon=False)
-    axes[0].set(ylabel="loss", ylim=(0, None))
-    axes[1].set(ylabel="mean output of D", ylim=(0, 1))
-    axes[1].axhline(0.5, color="0.6", linewidth=0.8)
+    for axis in axes[len(drawn) :]:
+        axis.remove()
     return figure
 
 
-def _figure(columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def _draw_course(axis: Axes, course: pd.DataFrame, text: str, colour: str, line: object) -> None:
+    """Draw the second column over the first, faint, and its running mean."""
+    time, value = course.iloc[:, 0], course.iloc[:, 1]
+    window = max(1, len(course) // 40)
+    marker = "." if len(course) <= 20 else ""
+    smooth = value.rolling(window, center=True, min_periods=1).mean()
+    axis.plot(time, value, color=colour, linewidth=0.6, alpha=0.3)
+    axis.plot(time, smooth, color=colour, linestyle=line, marker=marker, linewidth=1.6, label=text)
+
+
+def _styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return the style of every score; unknown ones are called by their names."""
+    others = cycle(OTHER_STYLES)
+    return {name: STYLES[name] if name in STYLES else Style(name, *next(others)) for name in names}
+
+
+def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 def _letter(axis: Axes, letter: str) -> None:

@@ -1,37 +1,46 @@
-"""Mapping patches to the latent space and scoring how badly they fit (Schlegl et al. 2017).
+"""Mapping patches to the latent space by gradient descent on z alone (Schlegl et al. 2017).
 
-G and D are frozen; only z moves, by Adam from a random start of its own. With f the activations of
-an intermediate layer of D, per patch x:
+With G and D frozen and f the activations of D, per patch x:
 
-    R(z)     = sum |x - G(z)|                      residual loss
-    D(z)     = sum |f(x) - f(G(z))|                discrimination loss, feature matching
-    D_hat(z) = -log sigmoid(D(G(z)))               reference loss of Yeh et al. 2016
-    A        = (1 - lambda) R + lambda D           minimised by method "anogan"
-    A_hat    = (1 - lambda) R + lambda D_hat       minimised by method "gan_r"
+    R(z)     = sum |x - G(z)|               residual loss
+    D(z)     = sum |f(x) - f(G(z))|         discrimination loss, feature matching
+    D_hat(z) = -log sigmoid(D(G(z)))        reference loss of Yeh et al. 2016
+    loss     = (1 - lambda) R + lambda D    or with D_hat in place of D
 
-Every sum runs over one patch and Adam works element by element, so patches share a batch without
-knowing of each other.
+Every sum runs over one patch and every optimiser works element by element, so patches share a batch
+without knowing of each other.
+
+The search may compute in bf16: the networks alone; z, the optimiser and every sum stay fp32. What
+is reported, and what chooses among restarts and candidates, is computed in fp32.
 """
 
+import argparse
 import math
-from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from anogan.networks import Discriminator, Generator
+from anogan.model import TrainedModel, load_gan
+from anogan.networks import Discriminator, Generator, freeze
+from anogan.scores import Discrimination, ScoreSettings, residual_score
+from preprocessing.errors import InputError
 from preprocessing.seeds import derive_seed
 
-METHODS = ("anogan", "gan_r")
-SCORES = ("R", "D", "A", "D_hat", "A_hat", "P_D")
+# element-wise ones only: with line searches or norms over a batch, patches would meet
+OPTIMISERS = {
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+CANDIDATE_BATCH = 64
 
 
-@dataclass
-class MappingSettings:
-    """How z is searched.
+@dataclass(frozen=True)
+class SearchSettings(ScoreSettings):
+    """How z is searched; the loss is composed as A is.
 
     Attributes
     ----------
@@ -39,40 +48,129 @@ class MappingSettings:
     candidates : 0 starts the search at random, as published; n > 0 starts it at the one of n random
         z, the same for all patches, whose G(z) is nearest to the patch.
     restarts : searches from different starts; the one with the lowest loss is kept.
-    weight : lambda of the losses.
-    feature_layer : the convolution of D that f is taken from, counted from 1; 0 is the last.
+    clamp : keep z within [-1, 1], where the prior has its support.
     """
 
     steps: int = 500
+    optimiser: str = "adam"
     learning_rate: float = 0.1
     schedule: str = "constant"
     candidates: int = 0
     restarts: int = 1
-    weight: float = 0.1
-    feature_layer: int = 0
-    batch_size: int = 64
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.restarts < 1 or self.candidates < 0:
+            raise InputError(
+                "search: there cannot be fewer than 0 steps, 0 candidates or 1 restart; raise them"
+            )
+        if 0 < self.candidates < self.restarts:
+            raise InputError(
+                f"search: {self.restarts} restarts need as many candidates, not {self.candidates}"
+            )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare an option for each of the settings of the search."""
+    default = SearchSettings()
+    group = parser.add_argument_group("search for z (anogan and gan_r)")
+    group.add_argument("--steps", type=int, default=default.steps, help="gradient steps on z")
+    group.add_argument("--optimiser", choices=list(OPTIMISERS), default=default.optimiser)
+    group.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    group.add_argument("--schedule", choices=["constant", "cosine"], default=default.schedule)
+    group.add_argument(
+        "--candidates", type=int, default=default.candidates, help="0 starts at random"
+    )
+    group.add_argument("--restarts", type=int, default=default.restarts, help="best is kept")
+    group.add_argument(
+        "--clamp",
+        action=argparse.BooleanOptionalAction,
+        default=default.clamp,
+        help="keep z within [-1, 1]",
+    )
+
+
+class MappingLoss:
+    """The loss of patches x (n, 1, h, w) as a function of z, in the networks' own type."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        discrimination: Discrimination,
+        settings: SearchSettings,
+        x: Tensor,
+    ) -> None:
+        self.generator, self.x = generator, x
+        self.dtype = generator.project.weight.dtype
+        with torch.no_grad():
+            self.discriminate = discrimination(discriminator, x.to(self.dtype))
+        self.weigh = settings.weigh
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return loss, residual and discrimination (n,), all fp32, and G(z) (n, 1, h, w)."""
+        generated = self.generator(z.to(self.dtype))
+        residual = residual_score(self.x, generated)
+        discrimination = self.discriminate(generated)
+        return self.weigh(residual, discrimination), residual, discrimination, generated
 
 
 class Mapper:
-    """Maps and scores patches with networks prepared by `anogan.networks.freeze`.
+    """Maps patches with frozen networks and scores them: (loss, R, discrimination).
 
-    `seed` decides the starts of the search.
+    `seed` decides the starts of the search, `dtype` is what the networks compute it in.
     """
 
     def __init__(
         self,
         generator: Generator,
         discriminator: Discriminator,
-        settings: MappingSettings,
+        discrimination: Discrimination,
+        settings: SearchSettings,
         seed: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.generator = generator
-        self.discriminator = discriminator
-        self.settings = settings
-        self.seed = seed
-        self.layer = settings.feature_layer or len(discriminator.down)
+        freeze(generator, discriminator)
+        self.exact = generator, discriminator
+        self.fast = self.exact
+        if dtype != torch.float32:
+            self.fast = tuple(deepcopy(network).to(dtype) for network in self.exact)
+        self.discrimination, self.settings, self.seed = discrimination, settings, seed
+        self.latent = generator.latent
         if settings.candidates:
             self.candidates, self.candidate_patches = self._draw_candidates()
+
+    @classmethod
+    def of(
+        cls,
+        model: TrainedModel,
+        options: argparse.Namespace,
+        dtype: torch.dtype,
+        discrimination: Discrimination,
+    ) -> "Mapper":
+        """Return the mapper of a trained GAN, searching as the command line says."""
+        settings = SearchSettings.of(options)
+        return cls(*load_gan(model), discrimination, settings, options.seed, dtype)
+
+    def __call__(self, x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+        """Return scores (n, 3) and G(z) of patches x (n, 1, h, w), the best of all restarts."""
+        fast = exact = self._loss(self.exact, x)
+        if self.fast is not self.exact:
+            fast = self._loss(self.fast, x)
+        best = None
+        for start in self.starts(x, keys):
+            z = self.search(fast, start)
+            with torch.no_grad():
+                *scores, generated = exact(z)
+            found = torch.stack(scores, dim=1), generated
+            if best is not None:
+                better = found[0][:, 0] < best[0][:, 0]
+                found = (
+                    torch.where(better[:, None], found[0], best[0]),
+                    torch.where(better[:, None, None, None], found[1], best[1]),
+                )
+            best = found
+        return best
 
     def starts(self, x: Tensor, keys: list[str]) -> Tensor:
         """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w) named by `keys`.
@@ -84,87 +182,34 @@ class Mapper:
             distance = torch.cdist(x.flatten(1), self.candidate_patches, p=1)
             nearest = distance.topk(settings.restarts, largest=False).indices
             return self.candidates[nearest].transpose(0, 1)
-        z = random_latents(keys, self.generator.latent, settings.restarts, self.seed)
-        return z.to(x.device)
+        return random_latents(keys, self.latent, settings.restarts, self.seed).to(x.device)
 
-    @torch.no_grad()
-    def _draw_candidates(self) -> tuple[Tensor, Tensor]:
-        """Return candidates (n, latent) and their patches (n, h * w)."""
-        settings, device = self.settings, next(self.generator.parameters()).device
-        keys = [f"candidate {i}" for i in range(settings.candidates)]
-        z = random_latents(keys, self.generator.latent, 1, self.seed)[0].to(device)
-        patches = [self.generator(part).flatten(1) for part in z.split(settings.batch_size)]
-        return z, torch.cat(patches)
-
-    def loss(self, x: Tensor, f_x: Tensor, z: Tensor, method: str) -> Tensor:
-        """Return the mapping loss (n,) of patches x with features f_x at z."""
-        generated = self.generator(z)
-        if method == "anogan":
-            discrimination = self._feature_distance(f_x, generated)
-        else:
-            discrimination = softplus(-self.discriminator(generated))
-        return self._weigh(_residual(x, generated), discrimination)
-
-    def search(self, x: Tensor, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        """Return (z (n, latent), mapping loss (n,)) after `steps` steps from z."""
+    def search(self, loss: MappingLoss, start: Tensor) -> Tensor:
+        """Return z (n, latent) after `steps` steps from `start`."""
         settings = self.settings
-        with torch.no_grad():
-            f_x = self.discriminator.features(x, self.layer)
-        z = z.clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([z], settings.learning_rate)
+        z = start.clone().requires_grad_(True)
+        optimiser = OPTIMISERS[settings.optimiser]([z], settings.learning_rate)
         for step in range(settings.steps):
             if settings.schedule == "cosine":
                 phase = math.pi * step / settings.steps
                 optimiser.param_groups[0]["lr"] = settings.learning_rate * (1 + math.cos(phase)) / 2
-            loss = self.loss(x, f_x, z, method).sum()
-            (z.grad,) = torch.autograd.grad(loss, z)
+            (z.grad,) = torch.autograd.grad(loss(z)[0].sum(), z)
             optimiser.step()
-        with torch.no_grad():
-            return z.detach(), self.loss(x, f_x, z, method)
+            if settings.clamp:
+                z.data.clamp_(-1, 1)
+        return z.detach()
 
-    def best(self, x: Tensor, starts: Tensor, method: str) -> Tensor:
-        """Return the z (n, latent) of lowest loss over starts (restarts, n, latent)."""
-        z, loss = self.search(x, starts[0], method)
-        for start in starts[1:]:
-            z_new, loss_new = self.search(x, start, method)
-            better = loss_new < loss
-            z = torch.where(better[:, None], z_new, z)
-            loss = torch.where(better, loss_new, loss)
-        return z
+    def _loss(self, networks: tuple[Generator, Discriminator], x: Tensor) -> MappingLoss:
+        return MappingLoss(*networks, self.discrimination, self.settings, x)
 
     @torch.no_grad()
-    def score(self, x: Tensor, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return every score (n,) by its name in the paper, and G(z), for patches x mapped to z.
-
-        P_D = -logit of D(x): the discriminator's own opinion, which needs no mapping.
-        """
-        generated = self.generator(z)
-        residual = _residual(x, generated)
-        discrimination = self._feature_distance(
-            self.discriminator.features(x, self.layer), generated
-        )
-        reference = softplus(-self.discriminator(generated))
-        scores = {
-            "R": residual,
-            "D": discrimination,
-            "A": self._weigh(residual, discrimination),
-            "D_hat": reference,
-            "A_hat": self._weigh(residual, reference),
-            "P_D": -self.discriminator(x),
-        }
-        return scores, generated
-
-    def _weigh(self, residual: Tensor, discrimination: Tensor) -> Tensor:
-        weight = self.settings.weight
-        return (1 - weight) * residual + weight * discrimination
-
-    def _feature_distance(self, f_x: Tensor, generated: Tensor) -> Tensor:
-        f_generated = self.discriminator.features(generated, self.layer)
-        return (f_x - f_generated).abs().sum(dim=(1, 2, 3))
-
-
-def _residual(x: Tensor, generated: Tensor) -> Tensor:
-    return (x - generated).abs().sum(dim=(1, 2, 3))
+    def _draw_candidates(self) -> tuple[Tensor, Tensor]:
+        """Return candidates (n, latent) and their patches (n, h * w)."""
+        generator, _ = self.exact
+        keys = [f"candidate {i}" for i in range(self.settings.candidates)]
+        z = random_latents(keys, self.latent, 1, self.seed)[0].to(generator.project.weight.device)
+        patches = [generator(part).flatten(1) for part in z.split(CANDIDATE_BATCH)]
+        return z, torch.cat(patches)
 
 
 def random_latents(keys: list[str], latent: int, restarts: int, seed: int) -> Tensor:
@@ -174,15 +219,3 @@ def random_latents(keys: list[str], latent: int, restarts: int, seed: int) -> Te
         for key in keys
     ]
     return torch.from_numpy(np.stack(starts, axis=1).astype(np.float32))
-
-
-def padded_batches(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (indices, how many of them count) with always `size` indices.
-
-    The last batch is filled up with its first patch: kernels chosen by the batch's shape then stay
-    the same, and so do the scores, to the last bit.
-    """
-    for start in range(0, n, size):
-        indices = np.arange(start, min(start + size, n))
-        count = len(indices)
-        yield np.concatenate([indices, np.full(size - count, start)]), count

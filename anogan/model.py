@@ -1,71 +1,125 @@
 """A trained model on disk: weights as safetensors, everything else in `model.json`."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from anogan.networks import Discriminator, Generator, check_architecture
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "model.json"
+
 
 @dataclass
+class TrainedModel:
+    """A model as read from its folder: `description` is model.json, `weights` are named tensors."""
+
+    folder: Path
+    description: dict
+    weights: dict[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """What was trained: gan, ae, acae or pca."""
+        return self.description["model"]
+
+    @property
+    def architecture(self) -> dict:
+        """Sizes that the weights alone do not tell; always has `patch_size`."""
+        return self.description["architecture"]
+
+    def fill(self, **networks: nn.Module) -> None:
+        """Load the weights `name.*` into each network; InputError when they do not fit."""
+        for name, network in networks.items():
+            prefix = f"{name}."
+            own = {
+                k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)
+            }
+            try:
+                network.load_state_dict(own)
+            except RuntimeError as error:
+                raise InputError(
+                    f"{self.folder}: the weights of the {name} do not fit model.json ({error}); "
+                    "copy all files of the model again"
+                ) from error
+
+
+def weights_of(**networks: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of networks, each named `network.weight`."""
+    return {
+        f"{name}.{key}": value.detach()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Write named tensors and notes as one safetensors file, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata=notes)
+
+
+def save_model(folder: Path, weights: dict[str, Tensor], description: dict) -> None:
+    """Write the weights and `model.json`, which comes last."""
+    save_tensors(folder / WEIGHTS, weights, {})
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+
+
+def load_model(folder: str | Path, device: torch.device) -> TrainedModel:
+    """Return the model of a folder; InputError when a file is missing or damaged."""
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        name, architecture = description["model"], description["architecture"]
+        if not isinstance(name, str) or not isinstance(architecture["patch_size"], int):
+            raise ValueError("model.json does not say what was trained")
+        weights = load_file(folder / WEIGHTS, device=str(device))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: not a complete model ({error}); train it again or copy all of its files"
+        ) from error
+    return TrainedModel(folder, description, weights)
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """What it takes to build the two networks."""
+    """The sizes of every network: channels coarse to fine, length of z, pixels of a patch."""
 
     channels: tuple[int, ...]
     latent: int
     patch_size: int
 
-    def build(self) -> tuple[Generator, Discriminator]:
-        """Return a generator and a discriminator with fresh weights; InputError if impossible."""
+    def __post_init__(self) -> None:
         try:
             check_architecture(self.channels, self.patch_size)
         except ValueError as error:
             raise InputError(f"model: channels: {error}") from error
-        return Generator(self.channels, self.latent), Discriminator(self.channels)
+
+    @classmethod
+    def of(cls, model: TrainedModel) -> "Architecture":
+        """Return the sizes that a model was trained with; InputError when they are missing."""
+        try:
+            found = model.architecture
+            return cls(tuple(found["channels"]), found["latent"], found["patch_size"])
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{model.folder / DESCRIPTION}: no architecture ({error}); copy the file again"
+            ) from error
 
 
-def save_model(
-    folder: Path,
-    architecture: Architecture,
-    generator: Generator,
-    discriminator: Discriminator,
-    facts: dict,
-) -> None:
-    """Write both networks and `model.json`, which comes last and holds `facts` as well."""
-    for name, network in (("generator", generator), ("discriminator", discriminator)):
-        weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        with atomic_path(folder / f"{name}.safetensors") as temporary:
-            save_file(weights, temporary)
-    description = {"architecture": asdict(architecture), **facts}
-    write_text(folder / "model.json", json.dumps(description, indent=1) + "\n")
-
-
-def load_model(
-    folder: str | Path, device: torch.device
-) -> tuple[Architecture, Generator, Discriminator]:
-    """Return the architecture and both networks of a model folder, in eval mode.
-
-    Raises InputError when a file is missing or damaged or the weights do not fit.
-    """
-    folder = Path(folder)
-    try:
-        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        fields = description["architecture"]
-        architecture = Architecture(
-            tuple(fields["channels"]), fields["latent"], fields["patch_size"]
-        )
-        networks = architecture.build()
-        for name, network in zip(("generator", "discriminator"), networks, strict=True):
-            network.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: not a complete model ({error}); train it again or copy all of its files"
-        ) from error
-    generator, discriminator = (network.to(device).eval() for network in networks)
-    return architecture, generator, discriminator
+def load_gan(model: TrainedModel) -> tuple[Generator, Discriminator]:
+    """Return the trained generator and discriminator of a model "gan"."""
+    size = Architecture.of(model)
+    device = next(iter(model.weights.values())).device
+    generator = Generator(size.channels, size.latent).to(device)
+    discriminator = Discriminator(size.channels, model.architecture["norm"]).to(device)
+    model.fill(generator=generator, discriminator=discriminator)
+    return generator, discriminator

@@ -11,6 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fusion
 
+from anogan.convolutions import Convolution, Projection, TransposedConvolution
+
+NORMS = {
+    "batch": nn.BatchNorm2d,
+    "layer": lambda channels: nn.GroupNorm(1, channels),
+    "none": lambda channels: nn.Identity(),
+}
 FIRST_SIZE = 4  # height and width of the coarsest feature map
 LEAK = 0.2
 
@@ -34,52 +41,86 @@ class Generator(nn.Module):
     def __init__(self, channels: tuple[int, ...], latent: int) -> None:
         super().__init__()
         self.latent = latent
-        # (n, latent, 1, 1) -> (n, channels[0], 4, 4)
-        self.project = nn.ConvTranspose2d(latent, channels[0], FIRST_SIZE, bias=False)
+        # (n, latent) -> (n, channels[0], 4, 4)
+        self.project = Projection(latent, channels[0], FIRST_SIZE, bias=False)
         self.project_norm = nn.BatchNorm2d(channels[0])
         widths = [*channels, 1]
         last = len(channels) - 1
         # each doubles height and width: 4 -> 8 -> 16 -> 32 -> 64
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 5, 2, 2, output_padding=1, bias=i == last)
-            for i, (a, b) in enumerate(pairwise(widths))
+            TransposedConvolution(a, b, bias=i == last) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the patches of z (n, latent)."""
-        h = torch.relu(self.project_norm(self.project(z[:, :, None, None])))
+        h = torch.relu(self.project_norm(self.project(z)))
         for up, norm in zip(self.up, self.norms, strict=False):
             h = torch.relu(norm(up(h)))
         return torch.tanh(self.up[-1](h))
 
 
-class Discriminator(nn.Module):
-    """patch (n, 1, size, size) -> logit (n,), high for real; `channels` as of the generator."""
+class ConvolutionStack(nn.Module):
+    """What discriminator and encoder share: patch (n, 1, size, size) -> features (n, c, 4, 4).
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    `channels` as of the generator. `norm` follows every convolution but the first, as in DCGAN:
+    "batch"; "layer" (for a gradient penalty, which is of each patch by itself); or "none".
+    """
+
+    def __init__(self, channels: tuple[int, ...], norm: str = "batch") -> None:
         super().__init__()
         widths = [1, *reversed(channels)]
-        # each halves height and width: 64 -> 32 -> 16 -> 8 -> 4; no norm on the first (DCGAN)
+        # each halves height and width: 64 -> 32 -> 16 -> 8 -> 4
         self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 5, 2, 2, bias=i == 0) for i, (a, b) in enumerate(pairwise(widths))
+            Convolution(a, b, bias=i == 0 or norm == "none")
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(
-            nn.Identity() if i == 0 else nn.BatchNorm2d(c) for i, c in enumerate(widths[1:])
+            NORMS["none" if i == 0 else norm](c) for i, c in enumerate(widths[1:])
         )
-        self.head = nn.Conv2d(widths[-1], 1, FIRST_SIZE)
-        self.apply(_initialise)
 
     def features(self, x: Tensor, layer: int) -> Tensor:
         """Return f(x): the activations (n, c, h, w) of convolution `layer`, counted from 1."""
+        return self.all_features(x, layer)[-1]
+
+    def all_features(self, x: Tensor, layer: int) -> list[Tensor]:
+        """Return the activations (n, c, h, w) of the convolutions 1 to `layer`."""
+        found = []
         for conv, norm in zip(self.down[:layer], self.norms[:layer], strict=True):
             x = nn.functional.leaky_relu(norm(conv(x)), LEAK)
-        return x
+            found.append(x)
+        return found
+
+
+class Discriminator(ConvolutionStack):
+    """patch (n, 1, size, size) -> logit (n,), high for real; `channels` as of the generator."""
+
+    def __init__(self, channels: tuple[int, ...], norm: str = "batch") -> None:
+        super().__init__(channels, norm)
+        self.head = nn.Conv2d(channels[0], 1, FIRST_SIZE)
+        self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (n,) of patches x."""
-        return self.head(self.features(x, len(self.down))).flatten()
+        return self.judge(self.features(x, len(self.down)))
+
+    def judge(self, features: Tensor) -> Tensor:
+        """Return the logits (n,) from the last convolution's activations (n, c, 4, 4)."""
+        return self.head(features).flatten()
+
+
+class Encoder(ConvolutionStack):
+    """patch (n, 1, size, size) -> z (n, latent); `channels` as of the generator."""
+
+    def __init__(self, channels: tuple[int, ...], latent: int) -> None:
+        super().__init__(channels)
+        self.head = nn.Conv2d(channels[0], latent, FIRST_SIZE)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the codes (n, latent) of patches x."""
+        return self.head(self.features(x, len(self.down))).flatten(1)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -93,23 +134,22 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def freeze(generator: Generator, discriminator: Discriminator) -> None:
-    """Prepare both networks, in place, for mapping: eval mode, no gradients, batch norm folded in.
+def freeze(*networks: Generator | ConvolutionStack) -> None:
+    """Prepare networks, in place, for scoring: eval mode, no gradients, batch norm folded in.
 
     In eval mode batch norm is a fixed scale and shift, which the convolution before it can carry:
     the same function with less work, and no statistics that a batch could move.
     """
-    for network in (generator, discriminator):
-        network.eval().requires_grad_(False)
     fold = fusion.fuse_conv_bn_eval
-    generator.project = fold(generator.project, generator.project_norm, transpose=True)
-    generator.project_norm = nn.Identity()
-    for i, norm in enumerate(generator.norms):
-        generator.up[i] = fold(generator.up[i], norm, transpose=True)
-        generator.norms[i] = nn.Identity()
-    for i, norm in enumerate(discriminator.norms):
-        if isinstance(norm, nn.BatchNorm2d):
-            discriminator.down[i] = fold(discriminator.down[i], norm)
-            discriminator.norms[i] = nn.Identity()
-    for network in (generator, discriminator):
+    for network in networks:
+        network.eval().requires_grad_(False)
+        transposed = isinstance(network, Generator)
+        convolutions = network.up if transposed else network.down
+        if transposed:
+            network.project = fold(network.project, network.project_norm, transpose=True)
+            network.project_norm = nn.Identity()
+        for i, norm in enumerate(network.norms):
+            if isinstance(norm, nn.BatchNorm2d):
+                convolutions[i] = fold(convolutions[i], norm, transpose=transposed)
+                network.norms[i] = nn.Identity()
         network.requires_grad_(False).to(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,42 +14,42 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from anogan import figures
-from anogan.evaluate import DESCRIPTION, PATCH, patch_table, read_scores
 from anogan.report_qc import summarise
+from anogan.report_tables import (
+    TABLE_COLUMNS,
+    all_rows,
+    comparison_rows,
+    count_patches,
+    interval_text,
+    method_name,
+    number,
+    scored_volumes,
+)
+from anogan.score_tables import DESCRIPTION, PATCH, patch_table, read_scores
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
 from preprocessing.patch_file import open_patches, read_index
 from preprocessing.patches import LEAVE_OUT
 
-METHOD_NAMES = {
-    "anogan": "AnoGAN, A(x)",
-    "gan_r": "GAN_R, Â(x)",
-    "p_d": "P_D",
-    "anogan_R": "R(x) alone",
-    "anogan_D": "D(x) alone",
-    "gan_r_D_hat": "D̂(x) alone",
-}
-TABLE_COLUMNS = ("precision", "recall", "sensitivity", "specificity", "auc")
-PAPER = {  # Schlegl et al. 2017, image level
-    "acae": (0.7005, 0.7009, 0.7011, 0.6659, 0.73),
-    "p_d": (0.8471, 0.5119, 0.5124, 0.8970, 0.72),
-    "gan_r": (0.8482, 0.7631, 0.7634, 0.8477, 0.88),
-    "anogan": (0.8834, 0.7277, 0.7279, 0.8928, 0.89),
-}
-PANEL_PATCHES = 6  # of each label
+GAN_METHODS = ("anogan", "gan_r")  # that rebuild a patch as G(z)
+PANEL_PATCHES = 12
 PICTURE_WIDTH_PX = 1400  # the small print of the contact sheet can still be read
-SPLITS = ("validation", "test", "score")
 PACKAGES = ("oct-anogan", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "snakemake")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `python -m anogan report`."""
-    parser.add_argument("--scores", nargs="+", required=True, help="score files (.parquet)")
-    parser.add_argument("--residuals", nargs="+", required=True, help="files *.residuals.h5")
+    parser.add_argument("--scores", nargs="+", required=True, help="score files of all methods")
+    parser.add_argument(
+        "--residuals",
+        nargs="+",
+        required=True,
+        help="files *.residuals.h5 of the method that leads the report",
+    )
     parser.add_argument(
         "--metrics", required=True, help="metrics.tsv, with what `evaluate` wrote beside it"
     )
-    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--model", required=True, help="folder of the model of that method")
     parser.add_argument("--qc", nargs="*", default=[], help="qc.tsv of the volumes")
     parser.add_argument(
         "--leave-out",
@@ -68,43 +69,46 @@ def command(args: argparse.Namespace) -> str:
     """Draw the figures, write them beside the page, then write the page."""
     output, model = Path(args.output), Path(args.model)
     patches, methods = patch_table(read_scores(args.scores))
-    metrics = pd.read_csv(args.metrics, sep="\t")
-    metrics = metrics.set_index(["method", "level", "subset", "metric"]).sort_index()
-    evaluation = json.loads(_text(Path(args.metrics).with_name("evaluation.json")))
-    volumes = pd.read_csv(
-        Path(args.metrics).with_name("volumes.tsv"),
-        sep="\t",
-        dtype={"volume": str, "patient": str},
-        na_values="nan",
-        keep_default_na=False,  # a volume may be called NA
-    )
-    thresholds = {
-        name: point["threshold"] for name, point in evaluation["operating_points"]["patch"].items()
-    }
-    history = pd.read_csv(model / "history.tsv", sep="\t")
-    facts, config = model_facts(model, history), _text(Path(args.config))
-    pictures = draw_figures(patches, methods, metrics, thresholds, args.residuals, history)
+    metrics, evaluation, volumes = read_evaluation(Path(args.metrics))
+    headline = next(iter(methods))
+    names = [name for own in methods.values() for name in own]
+    if set(names) != set(evaluation["operating_points"]["patch"]):
+        raise InputError(
+            f"{args.metrics}: not made from these score files; run `evaluate` on them first"
+        )
+    points = evaluation["operating_points"]["patch"]
+    thresholds = {name: point["threshold"] for name, point in points.items()}
+    healthy_threshold = evaluation["healthy_volume_threshold"][headline]
+    history, config = read_history(model), _text(Path(args.config))
+    facts = model_facts(model, history)
+    panel = panel_columns(args.residuals, patches, methods, thresholds)
+    pictures = draw_figures(patches, methods, metrics, thresholds, panel, history)
     for name, figure in pictures.items():
         figures.save_figure(figure, output.parent / "figures", name)
 
-    points = evaluation["operating_points"]["patch"]
     page = _template().render(
         phantom=args.phantom,
-        anogan=metrics.loc[("anogan", "patch", "test")].to_dict("index"),
-        point=points["anogan"],
+        methods=list(methods),
+        headline=method_name(headline),
+        parts=[name.removeprefix(f"{headline}_") for name in main_parts(methods)],
+        measured=metrics.loc[(headline, "patch", "test")].to_dict("index") if len(metrics) else {},
+        point=points[headline],
+        has_panel=bool(panel),
         evaluation=evaluation,
         counts=count_patches(patches),
+        n_volumes=len(volumes),
         model=facts,
         versions=versions(),
         columns=TABLE_COLUMNS,
-        paper_rows=comparison_rows(metrics, methods, ""),
-        optimistic_rows=comparison_rows(metrics, methods, "_optimistic"),
-        all_rows=all_rows(metrics, methods),
-        scored=scored_volumes(volumes, evaluation["healthy_volume_threshold"]["anogan"]),
+        paper_rows=comparison_rows(metrics, methods, "") if len(metrics) else [],
+        optimistic_rows=comparison_rows(metrics, methods, "_optimistic") if len(metrics) else [],
+        all_rows=all_rows(metrics, names),
+        scored=scored_volumes(volumes, headline, healthy_threshold),
+        healthy_threshold=healthy_threshold,
         qc=summarise(args.qc, args.leave_out),
         figure=lambda name: _figure_uri(output.parent / "figures", name),
-        samples=data_uri(model / "samples.png"),
-        real=data_uri(model / "real.png"),
+        samples=picture_uri(model / "samples.png"),
+        real=picture_uri(model / "real.png"),
         qc_pictures=pictures_by_volume(args.qc_pictures),
         config=config,
     )
@@ -112,85 +116,115 @@ def command(args: argparse.Namespace) -> str:
     return f"{output}: {len(pictures)} figures, {len(page) / 1e6:.1f} MB"
 
 
+def read_evaluation(path: Path) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
+    """Return metrics by (score, level, subset, metric), evaluation.json and the volumes' scores."""
+    metrics = pd.read_csv(path, sep="\t")
+    metrics = metrics.set_index(["method", "level", "subset", "metric"]).sort_index()
+    evaluation = json.loads(_text(path.with_name("evaluation.json")))
+    volumes = pd.read_csv(
+        path.with_name("volumes.tsv"),
+        sep="\t",
+        dtype={"volume": str, "patient": str},
+        na_values="nan",
+        keep_default_na=False,  # a volume may be called NA
+    )
+    return metrics, evaluation, volumes
+
+
+def main_parts(methods: dict[str, list[str]]) -> list[str]:
+    """Return the two scores that the first method's own is made of; its own where there are none.
+
+    `methods` holds the names of each method's scores, its own first.
+    """
+    own, *parts = next(iter(methods.values()))
+    return parts[:2] or [own]
+
+
 def draw_figures(
     patches: pd.DataFrame,
-    methods: list[str],
+    methods: dict[str, list[str]],
     metrics: pd.DataFrame,
     thresholds: dict[str, float | None],
-    residuals: list[str],
+    panel: list[figures.PanelColumn],
     history: pd.DataFrame,
 ) -> dict[str, figures.Figure]:
     """Return the figures of the report by the name of their files."""
     test = patches[(patches["split"] == "test") & (patches["label"] >= 0)]
     label = test["label"].to_numpy()
-    captions = {
-        name: "AUC " + interval_text(metrics.loc[(name, "patch", "test", "auc")], 2)
-        for name in methods
-    }
+    parts = main_parts(methods)
+    made_of = [name for name in dict.fromkeys([*parts, "gan_r_D_hat"]) if name not in methods]
 
-    def chosen(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        return {name: test[name].to_numpy() for name in names if name in methods}
+    def roc(names: Iterable[str], letter: str) -> figures.Figure:
+        scores = {name: test[name].to_numpy() for name in names if name in test}
+        auc = {name: metrics.loc[(name, "patch", "test", "auc")] for name in scores if len(test)}
+        captions = {name: "AUC " + interval_text(row, 2) for name, row in auc.items()}
+        return figures.roc_figure(label, scores, captions, thresholds, letter)
 
-    compared, parts = ("anogan", "gan_r", "p_d"), ("anogan_R", "anogan_D", "gan_r_D_hat")
     return {
-        "roc_methods": figures.roc_figure(label, chosen(compared), captions, thresholds, "a"),
-        "roc_scores": figures.roc_figure(label, chosen(parts), captions, thresholds, "b"),
-        "distributions": figures.distribution_figure(label, chosen(parts[:2]), thresholds),
-        "panel": figures.panel_figure(panel_columns(residuals, patches, thresholds)),
+        "roc_methods": roc(methods, "a"),
+        "roc_scores": roc(made_of, "b"),
+        "distributions": figures.distribution_figure(
+            label, {name: test[name].to_numpy() for name in parts}, thresholds
+        ),
+        "panel": figures.panel_figure(
+            panel, "G(z)" if next(iter(methods)) in GAN_METHODS else r"$\hat{x}$"
+        ),
         "training": figures.training_figure(history),
     }
 
 
 def panel_columns(
-    paths: list[str], patches: pd.DataFrame, thresholds: dict[str, float | None]
+    paths: list[str],
+    patches: pd.DataFrame,
+    methods: dict[str, list[str]],
+    thresholds: dict[str, float | None],
 ) -> list[figures.PanelColumn]:
-    """Return the panel's patches: test patches spread evenly over the ranks of A in each label.
+    """Return the panel's patches, spread evenly over the ranks of the first method's score.
 
-    So the panel shows failures as well as successes.
+    So the panel shows failures as well as successes: labelled test patches, half of them normal;
+    where there are none, unlabelled ones.
     """
+    headline = next(iter(methods))
+    called_by = {
+        name.removeprefix(f"{headline}_"): (name, thresholds[name])
+        for name in main_parts(methods)
+        if thresholds[name] is not None
+    }
     index = pd.concat([_residual_index(path) for path in paths], ignore_index=True)
     found = index.merge(patches.drop(columns=DESCRIPTION), on=PATCH, how="inner")
-    found = found[(found["split"] == "test") & (found["label"] >= 0)]
-    columns = []
-    for value, text in ((1, "anomalous"), (0, "normal")):
-        ranked = found[found["label"] == value].sort_values(["anogan", *PATCH], ascending=False)
-        places = np.linspace(0, len(ranked) - 1, min(PANEL_PATCHES, len(ranked)))
-        for row in ranked.iloc[np.rint(places).astype(int)].itertuples():
-            columns.append(_panel_column(row, text, thresholds))
-    return columns
+    test = found[(found["split"] == "test") & (found["label"] >= 0)]
+    shown = {"anomalous": test[test["label"] == 1], "normal": test[test["label"] == 0]}
+    if test.empty:
+        shown = {"unlabelled": found[(found["split"] != "validation") & (found["label"] < 0)]}
+    return [
+        _panel_column(row, title, called_by)
+        for title, rows in shown.items()
+        for row in _spread(
+            rows.sort_values([headline, *PATCH], ascending=False), PANEL_PATCHES // len(shown)
+        )
+    ]
 
 
-def count_patches(patches: pd.DataFrame) -> list[dict]:
-    """Return volumes, patients and patches by label of each split that was mapped."""
-    rows = []
-    for split in SPLITS:
-        part = patches[patches["split"] == split]
-        if len(part):
-            rows.append(
-                {
-                    "split": split,
-                    "volumes": part["volume"].nunique(),
-                    "patients": part["patient"].nunique(),
-                    "normal": int((part["label"] == 0).sum()),
-                    "anomalous": int((part["label"] == 1).sum()),
-                    "unlabelled": int((part["label"] < 0).sum()),
-                }
-            )
-    return rows
+def read_history(model: Path) -> pd.DataFrame:
+    """Return the history of a model's training; an empty table where it came without one."""
+    path = model / "history.tsv"
+    return pd.read_csv(path, sep="\t") if path.exists() else pd.DataFrame()
 
 
 def model_facts(folder: Path, history: pd.DataFrame) -> dict[str, object]:
     """Return what the page says of the model, by name."""
     facts = json.loads(_text(folder / "model.json"))
-    architecture, data = facts.get("architecture", {}), facts.get("data", {})
-    last = history.iloc[-1]
+    data, steps = facts.get("data", {}), facts.get("training", {}).get("steps")
+    if {"step", "epoch"} <= set(history) and len(history):
+        last = history.iloc[-1]
+        steps = f"{last['step']:.0f} ({last['epoch']:.3g} epochs)"
     named = {
-        "channels, coarse to fine": ", ".join(map(str, architecture.get("channels", []))),
-        "size of z": architecture.get("latent"),
+        "model": facts.get("model"),
+        **{key.replace("_", " "): _listed(v) for key, v in facts.get("architecture", {}).items()},
         "training volumes": data.get("n_volumes"),
         "training patients": data.get("n_patients"),
         "training patches": data.get("n_patches"),
-        "steps": f"{last['step']:.0f} ({last['epoch']:.3g} epochs)",
+        "steps": steps,
         "seed": facts.get("seed"),
     }
     return {name: value for name, value in named.items() if value not in (None, "")}
@@ -207,62 +241,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def comparison_rows(metrics: pd.DataFrame, methods: list[str], suffix: str) -> list[dict]:
-    """Return the rows of the paper's table: ours, each followed by the paper's own."""
-    rows = []
-    for name in ("anogan", "gan_r", "p_d"):
-        if name in methods:
-            values = metrics.loc[(name, "patch", "test")]
-            named = [column if column == "auc" else column + suffix for column in TABLE_COLUMNS]
-            cells = [(number(values.loc[n, "value"]), range_text(values.loc[n])) for n in named]
-            rows.append({"name": METHOD_NAMES[name], "paper": False, "cells": cells})
-        rows.append(_paper_row(METHOD_NAMES[name], name))
-    return [*rows, _paper_row("aCAE", "acae")]
-
-
-def all_rows(metrics: pd.DataFrame, methods: list[str]) -> list[dict]:
-    """Return every method, level and subset, with formatted cells by column heading."""
-    rows = []
-    for level, subset in metrics.index.droplevel(["method", "metric"]).unique():
-        for name in methods:
-            values = metrics.loc[(name, level, subset)]
-            counted = values["value"].map("{:.0f}".format)
-            rows.append(
-                {
-                    "method": METHOD_NAMES[name],
-                    "level": level,
-                    "subset": subset,
-                    "n (anomalous)": f"{counted['n']} ({counted['n_anomalous']})",
-                    "patients": counted["n_patients"],
-                    "excluded": counted["n_excluded"],
-                    "AUC": interval_text(values.loc["auc"]),
-                    "average precision": interval_text(values.loc["average_precision"]),
-                    "threshold": number(values.loc["threshold", "value"], ".4g"),
-                    "F1": interval_text(values.loc["f1"]),
-                    "TP / FP / TN / FN": " / ".join(
-                        number(values.loc[count, "value"], ".0f")
-                        for count in ("tp", "fp", "tn", "fn")
-                    ),
-                }
-            )
-    return rows
-
-
-def scored_volumes(volumes: pd.DataFrame, threshold: float | None) -> list[dict]:
-    """Return the unlabelled volumes of split score, highest first, and whether they stand out."""
-    chosen = volumes[volumes["split"] == "score"].sort_values("anogan", ascending=False)
-    return [
-        {
-            "volume": row.volume,
-            "patient": row.patient,
-            "patches": row.n_patches,
-            "score": number(row.anogan, ".4g"),
-            "above": None if threshold is None else row.anogan >= threshold,
-        }
-        for row in chosen.itertuples()
-    ]
-
-
 def pictures_by_volume(paths: list[str]) -> dict[str, list[str]]:
     """Return the pictures, as data URIs, by the folder they lie in, which is the volume's name."""
     found = {}
@@ -271,28 +249,15 @@ def pictures_by_volume(paths: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def number(value: float, form: str = ".3f") -> str:
-    """Return `value` in the format `form`, a dash when it is undefined."""
-    return "\N{EN DASH}" if not np.isfinite(value) else format(value, form)
-
-
-def range_text(row: pd.Series, digits: int = 3) -> str:
-    """Return "low to high" of a row of the metrics, nothing where there is no interval."""
-    if not np.isfinite(row["ci_low"]):
-        return ""
-    return f"{row['ci_low']:.{digits}f} to {row['ci_high']:.{digits}f}"
-
-
-def interval_text(row: pd.Series, digits: int = 3) -> str:
-    """Return "value (low to high)" of a row of the metrics, without what is undefined."""
-    between = range_text(row, digits)
-    return number(row["value"], f".{digits}f") + (f" ({between})" if between else "")
-
-
 def data_uri(path: str | Path) -> str:
-    """Return an SVG, PNG or JPEG file as a data URI."""
+    """Return an SVG or PNG file as a data URI."""
     kind = {".svg": "svg+xml", ".png": "png"}[Path(path).suffix]
     return _uri(Path(path).read_bytes(), kind)
+
+
+def picture_uri(path: Path) -> str | None:
+    """Return a picture of the model as a data URI, None where it came without one."""
+    return data_uri(path) if path.exists() else None
 
 
 def thumbnail(path: str | Path) -> str:
@@ -316,32 +281,32 @@ def _figure_uri(folder: Path, name: str) -> str:
     return data_uri(folder / f"{name}.{'png' if name == 'panel' else 'svg'}")
 
 
-def _paper_row(name: str, key: str) -> dict:
-    *at_threshold, auc = PAPER[key]
-    cells = [*(f"{value:.4f}" for value in at_threshold), f"{auc:.2f}"]
-    return {"name": name, "paper": True, "cells": [(cell, "") for cell in cells]}
-
-
 def _residual_index(path: str) -> pd.DataFrame:
     with open_patches(path) as file:
         return read_index(file).reset_index(names="row").assign(path=path)
 
 
-def _panel_column(
-    row: tuple, text: str, thresholds: dict[str, float | None]
-) -> figures.PanelColumn:
-    def called(name: str) -> bool | None:
-        return None if thresholds[name] is None else getattr(row, name) >= thresholds[name]
+def _spread(ranked: pd.DataFrame, count: int) -> list[dict]:
+    """Return at most `count` rows at even distances, the first and the last among them."""
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
+    return ranked.iloc[np.rint(places).astype(int)].to_dict("records")
 
-    with open_patches(row.path) as file:
+
+def _panel_column(
+    row: dict, title: str, called_by: dict[str, tuple[str, float]]
+) -> figures.PanelColumn:
+    with open_patches(row["path"]) as file:
         return figures.PanelColumn(
-            title=text,
-            patch=file["patches"][row.row].astype(np.float32),
-            generated=file["generated"][row.row].astype(np.float32),
-            mask=file["masks"][row.row],
-            called_by_r=called("anogan_R"),
-            called_by_d=called("anogan_D"),
+            title=title,
+            patch=file["patches"][row["row"]].astype(np.float32),
+            generated=file["generated"][row["row"]].astype(np.float32),
+            mask=file["masks"][row["row"]],
+            called={text: row[name] >= threshold for text, (name, threshold) in called_by.items()},
         )
+
+
+def _listed(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _text(path: Path) -> str:

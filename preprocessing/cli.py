@@ -34,7 +34,9 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv[1:])
     try:
-        print(stage.command(args))
+        summary = stage.command(args)
+        if summary:  # of several processes of one command, one speaks
+            print(summary)
     except Exception as error:
         if args.debug:
             raise

@@ -6,6 +6,7 @@
 `preprocessing.geometry`).
 """
 
+import json
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,6 +169,26 @@ def read_geometry_of(file: h5py.File, volume: str) -> tuple[Geometry, dict]:
     group = file["geometry"][volume]
     fields = {name: group[name][()] for name in FIELDS}
     return Geometry(**{**fields, "x_factor": float(fields["x_factor"])}), dict(group.attrs)
+
+
+def common_preprocessing(file: h5py.File) -> dict:
+    """Return the settings of the stages before, by stage; the same for every volume of the file.
+
+    Raises InputError when its volumes were preprocessed in different ways.
+    """
+    settings = None
+    for group in file.get("geometry", {}).values():
+        found = json.loads(group.attrs["parameters"])
+        for of_this_volume in ("black", "white"):
+            found.get("normalise", {}).pop(of_this_volume, None)
+        found.get("resample", {}).pop("upsampled", None)
+        if settings not in (None, found):
+            raise InputError(
+                f"{file.filename}: its volumes were preprocessed in different ways; cut the "
+                "patches again"
+            )
+        settings = found
+    return settings or {}
 
 
 def read_index(file: h5py.File) -> "pd.DataFrame":

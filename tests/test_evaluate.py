@@ -1,9 +1,11 @@
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from made_scores import GAN_METHODS, LAYOUT, evaluate, make_scores, score_name, write_scores
 from sklearn.metrics import (
     average_precision_score,
     f1_score,
@@ -23,67 +25,9 @@ from anogan.statistics import (
 )
 from preprocessing.cli import run_command
 
-SCORES = ("R", "D", "A", "D_hat", "A_hat", "P_D")
 
-
-def make_scores(
-    seed: int = 0,
-    patches_per_volume: int = 40,
-    splits: tuple[tuple[str, int, int], ...] = (("validation", 3, 3), ("test", 6, 6)),
-) -> pd.DataFrame:
-    """Scores of made-up volumes; `splits` gives (split, healthy volumes, diseased volumes)."""
-    rng = np.random.default_rng(seed)
-    tables = []
-    for split, healthy, diseased in splits:
-        for number in range(healthy + diseased):
-            n = patches_per_volume
-            sick = number >= healthy
-            fraction = np.where(sick & (rng.random(n) < 0.5), rng.uniform(0.05, 0.5, n), 0)
-            index = pd.DataFrame(
-                {
-                    "volume": f"{split}_{number:02d}",
-                    "patient": f"p_{split}_{number:02d}",
-                    "eye": "R",
-                    "bscan": rng.integers(0, 9, n),
-                    "z": np.arange(n),
-                    "x": rng.integers(0, 190, n),
-                    "split": split,
-                    "eye_label": np.int8(sick),
-                    "label": (fraction > 0).astype(np.int8),
-                    "anomalous_fraction": fraction,
-                    "label_source": "annotation",
-                }
-            )
-            residual = 200 + rng.normal(0, 15) + rng.normal(0, 25, n) + 220 * fraction
-            feature = 300 + rng.normal(0, 20) + rng.normal(0, 60, n) + 200 * fraction
-            reference = rng.gamma(2, 0.4, n) + 0.5 * (fraction > 0)
-            for method in ("anogan", "gan_r"):
-                scores = {
-                    "R": residual,
-                    "D": feature,
-                    "A": 0.9 * residual + 0.1 * feature,
-                    "D_hat": reference,
-                    "A_hat": 0.9 * residual + 0.1 * reference,
-                    "P_D": rng.normal(0, 1, n) + fraction,
-                }
-                tables.append(index.assign(method=method, **scores))
-    return pd.concat(tables, ignore_index=True)
-
-
-def evaluate(scores: pd.DataFrame, folder, *options: str) -> pd.DataFrame:
-    folder.mkdir(exist_ok=True)
-    scores.to_parquet(folder / "scores.parquet", index=False)
-    arguments = ["evaluate", "--scores", f"{folder}/scores.parquet"]
-    arguments += ["--output", f"{folder}/metrics.tsv", "--bootstrap", "50", *options]
-    assert run_command("anogan", {"evaluate": ""}, arguments) == 0
-    table = pd.read_csv(folder / "metrics.tsv", sep="\t")
-    return table.set_index(["method", "level", "subset", "metric"]).sort_index()
-
-
-def message_of_failure(scores: pd.DataFrame, folder, capsys) -> str:
-    scores.to_parquet(folder / "bad.parquet", index=False)
-    arguments = ["evaluate", "--scores", f"{folder}/bad.parquet"]
-    arguments += ["--output", f"{folder}/metrics.tsv"]
+def message_of_failure(paths: list[str], folder: Path, capsys) -> str:
+    arguments = ["evaluate", "--scores", *paths, "--output", f"{folder}/metrics.tsv"]
     assert run_command("anogan", {"evaluate": ""}, arguments) == 1
     assert not (folder / "metrics.tsv").exists()
     return capsys.readouterr().err
@@ -166,7 +110,7 @@ def test_threshold_comes_from_validation_alone(tmp_path):
     test = scores["split"] == "test"
     changed = scores.copy()
     changed.loc[test, "label"] = 1 - scores.loc[test, "label"]
-    changed.loc[test, list(SCORES)] *= 1.5
+    changed.loc[test, ["anogan", "anogan_R", "anogan_D", "gan_r", "p_d"]] *= 1.5
     before, after = evaluate(scores, tmp_path / "a"), evaluate(changed, tmp_path / "b")
     assert (
         evaluation_of(tmp_path / "a")["operating_points"]
@@ -174,8 +118,8 @@ def test_threshold_comes_from_validation_alone(tmp_path):
     )
     key = ("anogan", "patch", "test")
     assert before.loc[(*key, "auc"), "value"] != after.loc[(*key, "auc"), "value"]
-    validation = scores[(scores["split"] == "validation") & (scores["method"] == "anogan")]
-    expected = youden_threshold(validation["label"], validation["A"])
+    validation = scores[scores["split"] == "validation"]
+    expected = youden_threshold(validation["label"], validation["anogan"])
     assert before.loc[(*key, "threshold"), "value"] == pytest.approx(expected, rel=1e-5)
     optimistic = (*key, "threshold_optimistic")
     assert before.loc[optimistic, "value"] != after.loc[optimistic, "value"]
@@ -184,20 +128,57 @@ def test_threshold_comes_from_validation_alone(tmp_path):
 def test_order_of_rows_and_files_does_not_matter(tmp_path):
     scores = make_scores()
     evaluate(scores, tmp_path / "a")
-    evaluate(scores.sample(frac=1, random_state=5), tmp_path / "b")
+    shuffled = scores.sample(frac=1, random_state=5)
+    evaluate(shuffled, tmp_path / "b", methods=GAN_METHODS[::-1])
     for name in ("metrics.tsv", "volumes.tsv", "evaluation.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_methods_read_the_score_of_their_own_rows(tmp_path):
+def test_every_column_of_every_method_is_measured_under_its_name(tmp_path):
     scores = make_scores()
-    metrics = evaluate(scores, tmp_path)
-    for method, rows, column in (("gan_r", "gan_r", "A_hat"), ("p_d", "anogan", "P_D")):
-        chosen = scores[(scores["method"] == rows) & (scores["split"] == "test")]
-        expected = roc_auc_score(chosen["label"], chosen[column])
-        found = metrics.loc[(method, "patch", "test", "auc")]
-        assert found["value"] == pytest.approx(expected, abs=1e-5)
+    metrics = evaluate(scores, tmp_path, methods=tuple(LAYOUT))
+    names = {score_name(method, column) for method in LAYOUT for column in LAYOUT[method]}
+    assert set(metrics.index.get_level_values("method")) == names
+    test = scores[scores["split"] == "test"]
+    for name in names:
+        found = metrics.loc[(name, "patch", "test", "auc")]
+        assert found["value"] == pytest.approx(roc_auc_score(test["label"], test[name]), abs=1e-5)
         assert found["ci_low"] < found["value"] < found["ci_high"]
+
+
+def test_a_method_that_nobody_knows_is_measured_after_the_known_ones(tmp_path):
+    scores = make_scores().rename(columns={"ae": "a_new_one"})
+    evaluate(scores, tmp_path, methods=("a_new_one", "pca"))
+    written = pd.read_csv(tmp_path / "metrics.tsv", sep="\t")["method"]
+    assert list(dict.fromkeys(written)) == ["pca", "pca_R", "a_new_one"]
+
+
+def test_a_baseline_that_wins_is_said(tmp_path):
+    scores = make_scores()
+    evaluate(scores, tmp_path / "lost", methods=("anogan", "ae"))
+    assert evaluation_of(tmp_path / "lost")["warnings"] == []
+    metrics = evaluate(scores, tmp_path / "won", methods=("anogan", "ae", "pca"))
+    auc = metrics.xs(("patch", "test", "auc"), level=("level", "subset", "metric"))["value"]
+    (warning,) = evaluation_of(tmp_path / "won")["warnings"]
+    assert f"anogan ({auc['anogan']:.3f})" in warning
+    assert f"pca ({auc['pca']:.3f})" in warning
+    assert "ae (" not in warning
+
+
+def test_volumes_without_any_label_are_scored_and_nothing_is_measured(tmp_path):
+    scores = make_scores(splits=(("score", 2, 2),))
+    metrics = evaluate(scores, tmp_path, methods=("anogan", "pca"))
+    assert metrics.empty
+    volumes = pd.read_csv(tmp_path / "volumes.tsv", sep="\t")
+    assert volumes["volume"].tolist() == [f"score_{i:02d}" for i in range(4)]
+    assert volumes[["anogan", "anogan_R", "pca"]].notna().all(axis=None)
+    (warning,) = evaluation_of(tmp_path)["warnings"]
+    assert "nothing could be measured" in warning
+
+
+def test_unlabelled_volumes_have_the_threshold_of_healthy_validation_volumes(tmp_path):
+    evaluate(make_scores(splits=(("validation", 3, 0), ("score", 1, 1))), tmp_path)
+    assert evaluation_of(tmp_path)["healthy_volume_threshold"]["anogan"] > 200
 
 
 def test_excluded_patches_are_counted_and_change_no_metric(tmp_path):
@@ -214,11 +195,10 @@ def test_excluded_patches_are_counted_and_change_no_metric(tmp_path):
 
 def test_volume_score_is_the_mean_of_the_highest_tenth(tmp_path):
     scores = make_scores(splits=(("validation", 2, 2), ("test", 2, 2), ("score", 1, 0)))
-    scores.loc[scores["split"] == "score", ["eye_label", "label", "label_source"]] = -1, -1, "none"
     metrics = evaluate(scores, tmp_path)
     volumes = pd.read_csv(tmp_path / "volumes.tsv", sep="\t").set_index("volume")
-    rows = scores[(scores["volume"] == "test_03") & (scores["method"] == "anogan")]
-    assert volumes.loc["test_03", "anogan"] == pytest.approx(np.sort(rows["A"])[-4:].mean(), 1e-5)
+    values = np.sort(scores.loc[scores["volume"] == "test_03", "anogan"])
+    assert volumes.loc["test_03", "anogan"] == pytest.approx(values[-4:].mean(), 1e-5)
     assert volumes.loc[["test_00", "test_03", "score_00"], "label"].tolist() == [0, 1, -1]
     assert metrics.loc[("anogan", "volume", "test", "n"), "value"] == 4
 
@@ -280,26 +260,35 @@ def test_few_patients_are_said(tmp_path):
     assert "only 8 patients" in evaluation_of(tmp_path / "eight")["warnings"][0]
 
 
-def test_without_gan_r_its_methods_are_left_out(tmp_path):
-    scores = make_scores()
-    metrics = evaluate(scores[scores["method"] == "anogan"], tmp_path)
-    methods = set(metrics.index.get_level_values("method"))
-    assert methods == {"anogan", "p_d", "anogan_R", "anogan_D"}
-
-
 def test_unusable_scores_are_named(tmp_path, capsys):
     scores = make_scores()
     broken = scores.copy()
-    rows = np.flatnonzero(scores["method"] == "gan_r")[:3]
-    broken.loc[rows, "A_hat"] = np.nan
-    message = message_of_failure(broken, tmp_path, capsys)
+    broken.loc[:2, "gan_r"] = np.nan
+    message = message_of_failure(write_scores(broken, tmp_path, GAN_METHODS), tmp_path, capsys)
     assert "gan_r: 3 of 720" in message
-    message = message_of_failure(pd.concat([scores, scores[:1]]), tmp_path, capsys)
-    assert "validation_00" in message and "twice" in message
-    validation = scores[scores["split"] == "validation"]
-    assert "split test" in message_of_failure(validation, tmp_path, capsys)
-    message = message_of_failure(scores.drop(columns="P_D"), tmp_path, capsys)
-    assert "bad.parquet: lacks the columns P_D" in message
+    paths = write_scores(scores, tmp_path, GAN_METHODS)
+    message = message_of_failure([*paths, paths[1]], tmp_path, capsys)
+    assert "validation_00" in message and "of gan_r twice" in message
+    table = pd.read_parquet(paths[0])
+    for columns in ("label", ["A", "R", "D"]):
+        table.drop(columns=columns).to_parquet(tmp_path / "bad.parquet")
+        message = message_of_failure([f"{tmp_path}/bad.parquet"], tmp_path, capsys)
+        assert "bad.parquet: lacks" in message
+    pd.concat([table, table.assign(method="gan_r")]).to_parquet(tmp_path / "bad.parquet")
+    message = message_of_failure([f"{tmp_path}/bad.parquet"], tmp_path, capsys)
+    assert "bad.parquet: holds the methods anogan, gan_r" in message
+    table[:0].to_parquet(tmp_path / "bad.parquet")
+    assert "no patch" in message_of_failure([f"{tmp_path}/bad.parquet"], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("lacking", ["anogan", "p_d"])
+def test_a_patch_that_one_method_lacks_is_named(tmp_path, capsys, lacking):
+    paths = write_scores(make_scores(), tmp_path, GAN_METHODS)
+    path = tmp_path / f"{lacking}.parquet"
+    pd.read_parquet(path)[1:].to_parquet(path)
+    message = message_of_failure(paths, tmp_path, capsys)
+    assert f"{lacking}: no score of patch validation_00/" in message
+    assert "(1 such patches)" in message
 
 
 @pytest.mark.slow

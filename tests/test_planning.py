@@ -1,15 +1,27 @@
 """Config, sample sheet and code fingerprint: every mistake is named before any work starts."""
 
+import argparse
+import importlib
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from anogan import score_tables
 from planning import code_version as versions
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
+from planning.models import (
+    LEADING,
+    headline,
+    known_methods,
+    model_of,
+    score_options,
+    train_options,
+)
 from planning.sample_sheet import chunk_of, read_sample_sheet
 from planning.sources import HEYEX_IMAGES, source_files
 from preprocessing.readers.images import FORMATS
@@ -27,14 +39,14 @@ GOOD = [
 def sheet(tmp_path):
     """Write rows as a sample sheet, with the files it names, and read it."""
 
-    def read(rows=GOOD, columns=COLUMNS, absent=()):
+    def read(rows=GOOD, columns=COLUMNS, absent=(), **options):
         path = tmp_path / "volumes.tsv"
         path.write_text("".join("\t".join(cells) + "\n" for cells in [columns, *rows]))
         for row in rows:
             for name in row:
                 if name.endswith(".gz") and name not in absent:
                     (tmp_path / name).touch()
-        return read_sample_sheet(str(path), str(tmp_path))
+        return read_sample_sheet(str(path), str(tmp_path), **options)
 
     return read
 
@@ -90,7 +102,7 @@ def test_optional_columns_may_be_absent(sheet):
             "row 2, column 'label': a training volume must be healthy",
         ),
         (changed(0, "split", "score"), COLUMNS, "no healthy training volume"),
-        (changed(2, "split", "score"), COLUMNS, "no test volume"),
+        (changed(2, "split", "validation"), COLUMNS, "no volume to examine"),
         ([*GOOD[:2], [*GOOD[2][:5], "unknown", ""]], COLUMNS, "no test volume has a label"),
         ([*GOOD, [*GOOD[2], "x"]], COLUMNS, "row 5: more cells than the 7 columns"),
         (changed(1, "split", "testing"), COLUMNS, "row 3, column 'split': 'testing' is not one of"),
@@ -104,6 +116,13 @@ def test_optional_columns_may_be_absent(sheet):
 def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
     with pytest.raises(PlanningError, match=message):
         sheet(rows, columns)
+
+
+def test_a_sheet_without_training_or_without_truth(sheet):
+    assert sheet([[*GOOD[2][:4], "score", "unknown", ""]], needs_training=False).volumes("score")
+    assert not sheet(changed(2, "split", "score")).volumes("test")
+    with pytest.raises(PlanningError, match="name trained models in the config"):
+        sheet(GOOD[1:])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +187,14 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"patches": {"size": 32}}, "model: channels has 4 numbers"),
         ({"normalise": {"percentiles": [99, 1]}}, "the first must be the smaller"),
         ({"map": {"feature_layer": 5}}, "map: feature_layer"),
+        ({"map": {"feature_layer": "last"}}, "map: feature_layer"),
+        ({"acae": {"channels": [8, 8, 8]}}, "acae: channels has 3 numbers"),
+        ({"methods": ["anogan", "knn"]}, "there is no method 'knn'; there are acae, ae, anogan"),
+        ({"methods": ["gan"]}, "there is no method 'gan'"),
+        ({"methods": []}, "methods"),
+        ({"existing_models": {"gan": "absent"}}, "absent holds no model.json"),
+        ({"existing_models": {"gan": "results/model/gan"}}, "gan lies in results_dir"),
+        ({"methods": ["pca"], "existing_models": {"gan": "x"}}, "no method needs 'gan'"),
         ({"map": {"candidates": 2, "restarts": 3}}, "3 restarts need at least as many candidates"),
     ],
 )
@@ -200,7 +227,50 @@ def test_the_paper_preset_is_what_was_published():
     assert paper["model"]["channels"] == [512, 256, 128, 64]
     assert paper["patches"]["train_total"] == 1_000_000
     assert (paper["map"]["steps"], paper["map"]["lambda"]) == (500, 0.1)
-    assert (paper["train"]["epochs"], paper["flatten"]["mode"]) == (20, "both")
+    assert (paper["gan"]["epochs"], paper["flatten"]["mode"]) == (20, "both")
+    assert paper["acae"]["channels"] == paper["gan"]["channels"]  # the same sizes for all
+
+
+def stage_options(stage: str, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"anogan.{stage}").add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("model", ["gan", "acae", "ae", "pca"])
+def test_every_key_of_a_model_is_an_option_of_its_training(model):
+    config = resolve_config({})
+    files = ("--patches", "p.h5", "--output", "m")
+    options = shlex.split(train_options(config, model))
+    given = vars(stage_options("train", model, *files, *options))
+    assert {key: given[key] for key in config[model]} == config[model]
+    learned = set(given) - {"model", "patches", "output", "training_folder", "debug", "seed"}
+    learned -= {"checkpoint_s", "memory_mb", "threads", "gpus", "precision"}
+    assert learned == set(config[model])  # and none is missing in the config
+
+
+@pytest.mark.parametrize("method", known_methods())
+def test_a_method_is_scored_with_the_options_that_it_heeds(method):
+    config = resolve_config({"map": {"steps": 7, "lambda": 0.3, "clamp": True}})
+    files = ("--patches", "p.h5", "--model", "m", "--output", "s", "--residual-output", "r")
+    given = vars(stage_options("score", *files, *shlex.split(score_options(config, method))))
+    searches, weighs = method in ("anogan", "gan_r"), method in ("anogan", "gan_r", "acae")
+    assert given["steps"] == (7 if searches else 500)
+    assert given["clamp"] is searches
+    assert given["weight"] == (0.3 if weighs else 0.1)
+
+
+@pytest.mark.parametrize("method", known_methods())
+def test_the_planner_knows_what_the_modules_say(method):
+    module = importlib.import_module(f"anogan.methods.{method}")
+    assert model_of(method) == module.MODEL
+
+
+def test_the_leading_method_is_that_of_the_report():
+    assert LEADING == score_tables.KNOWN
+    assert headline(["pca", "knn", "anogan"]) == "anogan"
+    assert headline(["pca", "ae"]) == "ae"
+    assert headline(["mine", "knn"]) == "knn"
 
 
 def test_every_key_is_explained():
@@ -224,7 +294,7 @@ def project(tmp_path, monkeypatch):
     def fingerprints():
         versions.code_version.cache_clear()
         versions._parse.cache_clear()
-        stages = ("preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map")
+        stages = ("preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.score")
         return {stage: versions.code_version(stage) for stage in stages}
 
     return tmp_path, fingerprints
@@ -235,11 +305,12 @@ def project(tmp_path, monkeypatch):
     [
         ("preprocessing/readers/heyex.py", {"preprocessing.load"}),
         ("preprocessing/flatten.py", {"preprocessing.flatten"}),
-        ("anogan/mapping.py", {"anogan.map"}),
-        ("anogan/networks.py", {"anogan.train", "anogan.map"}),
+        ("anogan/mapping.py", {"anogan.score"}),
+        ("anogan/losses.py", set()),
+        ("anogan/networks.py", {"anogan.train", "anogan.score"}),
         (
             "preprocessing/errors.py",
-            {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.map"},
+            {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.score"},
         ),
     ],
 )

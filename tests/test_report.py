@@ -6,9 +6,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from made_scores import GAN_METHODS, LAYOUT, evaluate, make_scores
 from PIL import Image
-from test_evaluate import evaluate, make_scores
 
+from anogan.figures import roc_figure, training_figure
 from anogan.report_qc import summarise
 from preprocessing.cli import run_command
 from preprocessing.patch_file import INDEX_DTYPE
@@ -25,10 +26,10 @@ def textured(rng: np.random.Generator, n: int, size: int = 64) -> np.ndarray:
 
 
 def write_residuals(scores: pd.DataFrame, path: Path, count: int) -> None:
-    """Keep the pictures of `count` test patches of each label; the anomalous ones hold a lesion."""
+    """Keep the pictures of `count` patches of each label; the anomalous ones hold a lesion."""
     rng = np.random.default_rng(1)
-    rows = scores[(scores["method"] == "anogan") & (scores["split"] == "test")]
-    rows = pd.concat([rows[rows["label"] == value][:count] for value in (0, 1)])
+    rows = scores[scores["split"] != "validation"]
+    rows = pd.concat([rows[rows["label"] == value][:count] for value in (0, 1, -1)])
     generated = textured(rng, len(rows))
     patches = np.clip(generated + rng.normal(0, 0.08, generated.shape), -1, 1)
     masks = np.zeros(patches.shape, np.uint8)
@@ -39,6 +40,7 @@ def write_residuals(scores: pd.DataFrame, path: Path, count: int) -> None:
             mask[:] = ((z - row) / 8) ** 2 + ((x - column) / 14) ** 2 < 1
             patch[mask == 1] = -0.9
     masks[:1] = 255  # nobody looked at the first
+    masks[rows["label"] < 0] = 255
     index = np.zeros(len(rows), INDEX_DTYPE)
     for name in INDEX_DTYPE.names:
         index[name] = rows[name].to_numpy()
@@ -49,11 +51,10 @@ def write_residuals(scores: pd.DataFrame, path: Path, count: int) -> None:
         file.create_dataset("index", data=index, dtype=INDEX_DTYPE)
 
 
-def write_model(folder: Path) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(2)
+def gan_history(rng: np.random.Generator) -> pd.DataFrame:
     step = np.arange(10, 1510, 10)
-    pd.DataFrame(
+    assessed = step % 100 == 0
+    return pd.DataFrame(
         {
             "step": step,
             "epoch": step * 64 / 24000,
@@ -62,22 +63,39 @@ def write_model(folder: Path) -> None:
             "d_real": 0.62 + rng.normal(0, 0.03, 150),
             "d_fake": 0.38 + rng.normal(0, 0.03, 150),
             "patches_per_s": 900.0,
+            "peak_fraction": np.nan,
+            "diversity": np.where(assessed, 1 - 0.6 * np.exp(-step / 400), np.nan),
+            "kid": np.where(assessed, 5 * np.exp(-step / 300), np.nan),
         }
-    ).to_csv(folder / "history.tsv", sep="\t", index=False)
+    )
+
+
+def write_model(folder: Path) -> None:
+    """Write what a trained GAN's folder holds beside the weights."""
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    gan_history(rng).to_csv(folder / "history.tsv", sep="\t", index=False)
     grid = np.rint((np.hstack([np.vstack(textured(rng, 8)) for _ in range(8)]) + 1) * 127.5)
     for name in ("samples.png", "real.png"):
         Image.fromarray(grid.astype(np.uint8)).save(folder / name)
     description = {
+        "model": "gan",
         "architecture": {"channels": [128, 64, 32, 16], "latent": 64, "patch_size": 64},
+        "training": {"steps": 1500},
         "data": {"n_patches": 24000, "n_volumes": 12, "n_patients": 12},
         "seed": 1,
     }
     (folder / "model.json").write_text(json.dumps(description))
 
 
-def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list[str]:
+def make_inputs(
+    folder: Path,
+    scores: pd.DataFrame,
+    residuals: int = 20,
+    methods: tuple[str, ...] = GAN_METHODS,
+) -> list[str]:
     """Write everything that `report` reads; return its arguments but the output."""
-    evaluate(scores, folder, "--bootstrap", "200")
+    evaluate(scores, folder, "--bootstrap", "200", methods=methods)
     write_residuals(scores, folder / "scores.residuals.h5", residuals)
     write_model(folder / "model")
     (folder / "config.yaml").write_text(f"seed: 1\nnote: '{HOSTILE}'\n")
@@ -87,7 +105,6 @@ def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list
     for name in ("layers", "enface"):
         Image.fromarray(speckle).save(folder / "v1" / f"{name}.png")
     named = {
-        "scores": "scores.parquet",
         "residuals": "scores.residuals.h5",
         "metrics": "metrics.tsv",
         "model": "model",
@@ -95,6 +112,7 @@ def make_inputs(folder: Path, scores: pd.DataFrame, residuals: int = 20) -> list
         "config": "config.yaml",
     }
     arguments = [part for name, file in named.items() for part in (f"--{name}", f"{folder}/{file}")]
+    arguments += ["--scores", *(f"{folder}/{method}.parquet" for method in methods)]
     return [*arguments, "--qc-pictures", f"{folder}/v1/layers.png", f"{folder}/v1/enface.png"]
 
 
@@ -127,10 +145,8 @@ def made(tmp_path_factory) -> tuple[list[str], Path, str]:
     folder = tmp_path_factory.mktemp("report")
     splits = (("validation", 2, 2), ("test", 6, 6), ("score", 2, 2))
     scores = make_scores(splits=splits)
-    unlabelled = scores["split"] == "score"
-    scores.loc[unlabelled, ["eye_label", "label", "label_source"]] = -1, -1, "none"
     scores.loc[scores["volume"] == "score_03", "volume"] = HOSTILE
-    arguments = make_inputs(folder, scores)
+    arguments = make_inputs(folder, scores, methods=tuple(LAYOUT))
     return arguments, folder, report(arguments, folder / "report" / "index.html")
 
 
@@ -171,7 +187,10 @@ def test_page_states_the_result_beside_the_paper(made):
     interval = f"{auc['value']:.3f} {auc['ci_low']:.3f} to {auc['ci_high']:.3f}"
     assert interval in text
     assert "AnoGAN, A(x) paper (other data) 0.8834 0.7277 0.7279 0.8928 0.89" in text
-    assert "aCAE paper (other data) 0.7005" in text
+    assert re.search(r"aCAE this run 0\.\d{3} .* aCAE paper \(other data\) 0\.7005", text)
+    assert len(re.findall("paper \\(other data\\)", text)) == 2 * 4
+    assert "PCA this run" in text
+    assert "is beaten by a simple baseline: pca" in text
     assert "The test patches had no part in it" in text
     assert "synthetic phantom" not in text
 
@@ -222,6 +241,82 @@ def test_phantom_without_validation_and_with_one_class_still_gives_a_page(tmp_pa
     assert "only normal cases" in text
     assert "no labelled validation patches to choose a threshold on" in text
     assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+
+
+def test_methods_that_did_not_run_are_not_explained(tmp_path):
+    """The paper's table still holds what the paper found."""
+    arguments = make_inputs(tmp_path, make_scores(), methods=("pca", "ae"))
+    text = text_of(report(arguments, tmp_path / "index.html"))
+    assert "A(x) weighs both" not in text
+    assert "AUC of AE over test patches" in text
+    assert "AnoGAN, A(x) paper (other data)" in text
+    assert "AnoGAN, A(x) this run" not in text
+
+
+def test_a_method_that_nobody_knows_stands_under_its_name(tmp_path):
+    scores = make_scores().rename(columns={"ae": "my-own"})
+    arguments = make_inputs(tmp_path, scores, methods=("my-own",))
+    assert "AUC of my-own over test patches" in text_of(report(arguments, tmp_path / "index.html"))
+
+
+def test_scored_volumes_without_any_label_give_a_page(tmp_path):
+    scores = make_scores(splits=(("validation", 4, 0), ("score", 2, 3)))
+    arguments = make_inputs(tmp_path, scores, methods=("anogan", "pca"))
+    page = report(arguments, tmp_path / "index.html")
+    text = text_of(page)
+    assert "9 volumes scored by AnoGAN" in text
+    assert "of 5 volumes without a label above" in text
+    assert "nothing could be measured" in text
+    assert "Youden" not in text
+    assert page.count("<figure>") == 5  # panel, training, samples, real, QC pictures
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+
+
+def test_a_model_of_weights_alone_and_no_pictures_of_patches_still_give_a_page(tmp_path):
+    arguments = make_inputs(tmp_path, make_scores(), residuals=0)
+    for name in ("history.tsv", "samples.png", "real.png"):
+        (tmp_path / "model" / name).unlink()
+    text = text_of(report(arguments, tmp_path / "index.html"))
+    assert "steps 1500" in text
+    assert "The model came without these pictures" in text
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels"),
+    [
+        (("step", "loss"), {"loss"}),
+        (("step", "loss", "d_loss", "d_real", "d_fake"), {"loss", "mean output of D"}),
+        (("patches", "explained_variance"), {"explained variance"}),
+        (("step", "d_loss", "g_loss", "critic_real"), {"loss", "mean output of D"}),
+    ],
+)
+def test_training_figure_draws_what_the_history_has(columns, labels):
+    history = pd.DataFrame({name: np.linspace(1, 2, 30) for name in columns})
+    history["kid"] = np.nan
+    figure = training_figure(history)
+    assert {axis.get_ylabel() for axis in figure.axes} == labels
+    assert {axis.get_xlabel() for axis in figure.axes} == {columns[0]}
+
+
+def test_curves_of_eight_methods_can_be_told_apart_without_colour(rng):
+    label, names = rng.integers(0, 2, 200), [*LAYOUT, "one", "two"]
+    scores = {name: rng.normal(size=200) for name in names}
+    figure = roc_figure(label, scores, dict.fromkeys(names, ""), {}, "a")
+    entries = [
+        (line.get_linestyle(), line._dash_pattern, line.get_marker())
+        for line in figure.legends[0].get_lines()
+    ]
+    assert len({str(entry) for entry in entries}) == len(names)
+
+
+def test_metrics_of_other_scores_are_refused(made, tmp_path, capsys):
+    arguments, folder, _ = made
+    arguments = ["report", *arguments, "--scores", f"{folder}/pca.parquet"]
+    assert (
+        run_command("anogan", {"report": ""}, [*arguments, "--output", f"{tmp_path}/i.html"]) == 1
+    )
+    assert "metrics.tsv: not made from these score files" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(made, tmp_path, capsys):

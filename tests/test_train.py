@@ -1,16 +1,34 @@
+"""Training: what a step does, that it repeats, goes on after a kill, and works in parallel."""
+
+import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from anogan.model import Architecture
-from anogan.train import TrainingSettings, _shuffled_batches, gan_step, train
+from anogan.checkpoint import CHECKPOINT
+from anogan.distributed import Workers
+from anogan.methods import gan as gan_module
+from anogan.methods.gan import Gan
+from anogan.model import Architecture, load_gan, load_model
+from anogan.training import Context, train
 from preprocessing.cli import run_command
+from preprocessing.errors import InputError
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 
-SMALL = Architecture((16, 8, 8), 6, 32)
+ROOT = Path(__file__).parents[1]
+LOSSES = ("dcgan", "wgan-gp", "hinge")
+TINY = ("--channels", 16, 8, 8, "--latent", 6, "--batch-size", 16, "--learning-rate", 1e-3)
 
 
 def stripes(n: int) -> np.ndarray:
@@ -21,133 +39,347 @@ def stripes(n: int) -> np.ndarray:
     return np.where(np.broadcast_to(band, (n, 32, 32)), 0.8, -0.8).astype(np.float16)
 
 
-def fit(seed=1, epochs=2.0):
-    settings = TrainingSettings(epochs=epochs, batch_size=32, learning_rate=1e-3)
-    return train(stripes(256), SMALL, settings, seed, torch.device("cpu"))
-
-
-def test_training_repeats_exactly_and_depends_on_the_seed():
-    first, again, other = fit()[0], fit()[0], fit(seed=2)[0]
-    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert not torch.equal(first.project.weight, other.project.weight)
-
-
-def test_the_generator_learns_what_the_patches_share():
-    generator, _, history = fit(epochs=40)
-    z = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        made = generator(z)[:, 0].numpy()
-    assert made[:, [0, 1, 30, 31]].mean() < -0.6  # no band ever touches the border
-    assert (made.max(axis=(1, 2)) > 0.4).mean() > 0.9  # and every patch has one
-    assert history[-1]["step"] == 320
-    assert history[-1]["epoch"] == pytest.approx(40)
-
-
-def test_a_generator_step_leaves_the_discriminator_alone():
-    """Each network moves by its own loss only; D gets no gradient from G's loss."""
-    torch.manual_seed(0)
-    generator, discriminator = SMALL.build()
-    frozen = torch.optim.SGD(discriminator.parameters(), lr=0.0)
-    moving = torch.optim.SGD(generator.parameters(), lr=0.1)
-    real, z = torch.rand(8, 1, 32, 32), torch.rand(8, 6)
-    d_before = [p.clone() for p in discriminator.parameters()]
-    g_before = [p.clone() for p in generator.parameters()]
-    d_gradients = None
-
-    def remember(*_):
-        nonlocal d_gradients
-        d_gradients = [p.grad.clone() for p in discriminator.parameters()]
-
-    frozen.register_step_post_hook(remember)
-    gan_step(generator, discriminator, (moving, frozen), real, z)
-    for p, before, grad in zip(discriminator.parameters(), d_before, d_gradients, strict=True):
-        assert torch.equal(p, before)
-        assert torch.equal(p.grad, grad)
-        assert p.requires_grad
-    assert any(not torch.equal(p, b) for p, b in zip(generator.parameters(), g_before, strict=True))
-
-
-def test_every_patch_is_seen_once_per_epoch():
-    batches = _shuffled_batches(10, 4, torch.Generator().manual_seed(0))
-    seen = torch.cat([next(batches) for _ in range(5)])
-    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
-
-
-def write_patches(path, label=0):
-    index = np.zeros(64, INDEX_DTYPE)
+def write_patches(path, n=64, label=0):
+    index = np.zeros(n, INDEX_DTYPE)
     index["volume"] = index["patient"] = b"a"
     index["label"][-1] = label
-    gray = stripes(64)
     with PatchWriter(path, 32) as writer:
-        writer.append(gray, np.full(gray.shape, 255, np.uint8), index)
+        writer.append(stripes(n), None, index)
+    return path
 
 
-def run(path, folder, *extra) -> int:
-    arguments = [
-        "--patches",
-        path,
-        "--channels",
-        "8",
-        "8",
-        "8",
-        "--latent",
-        "4",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "16",
-        "--output",
-        folder,
-        *extra,
-    ]
-    return run_command("anogan", {"train": ""}, ["train", *map(str, arguments)])
+@pytest.fixture(scope="module")
+def patch_file(tmp_path_factory):
+    return write_patches(tmp_path_factory.mktemp("patches") / "p.h5")
 
 
-def test_the_command_writes_a_model(tmp_path):
-    write_patches(tmp_path / "p.h5")
-    assert run(tmp_path / "p.h5", tmp_path / "model") == 0
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
-        "discriminator.safetensors",
-        "generator.safetensors",
-        "history.tsv",
-        "model.json",
-        "real.png",
-        "samples.png",
-    ]
+@pytest.fixture(scope="module")
+def whole(patch_file, tmp_path_factory):
+    """A function that gives the folder of an uninterrupted training with a loss."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def trained(loss="dcgan"):
+        if not (folder / loss).exists():
+            assert run(patch_file, folder / loss, "--loss", loss, "--flip") == 0
+        return folder / loss
+
+    return trained
 
 
-def test_the_model_remembers_how_its_patches_were_made(tmp_path):
-    def with_parameters(*found):
-        write_patches(tmp_path / "p.h5")
-        with h5py.File(tmp_path / "p.h5", "a") as file:
-            for i, parameters in enumerate(found):
-                file.create_group(f"geometry/v{i}").attrs["parameters"] = json.dumps(parameters)
-        return run(tmp_path / "p.h5", tmp_path / "model")
-
-    black = [{"normalise": {"percentiles": [1, 99], "black": b}} for b in (0.1, 0.2)]
-    assert with_parameters(*black) == 0
-    model = json.loads((tmp_path / "model/model.json").read_text())
-    assert model["data"]["preprocessing"] == {"normalise": {"percentiles": [1, 99]}}
-    assert with_parameters(black[0], {"resample": {"x_um": 30}}) == 1
+def options(patches, folder, *extra) -> list[str]:
+    given = ["train", "gan", "--patches", patches, *TINY, "--output", folder, "--precision", "fp32"]
+    return [str(part) for part in (*given, "--epochs", 2, *extra)]
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("anomalous", "train on healthy eyes"),
-        ("channels", "not 32"),
-        ("gpu", "PyTorch sees none"),
-        ("missing", "no such file"),
-    ],
-)
-def test_faults_end_in_one_line(tmp_path, capsys, case, message):
-    if case == "gpu" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    write_patches(tmp_path / "p.h5", label=1 if case == "anomalous" else 0)
-    extra = {"channels": ["--channels", 8, 8, 8, 8], "gpu": ["--gpus", 1]}.get(case, [])
-    path = tmp_path / ("absent.h5" if case == "missing" else "p.h5")
-    assert run(path, tmp_path / "model", *extra) == 1
-    error = capsys.readouterr().err.splitlines()
-    assert message in error[-1]
-    assert not (tmp_path / "model").exists()
+def run(patches, folder, *extra) -> int:
+    return run_command("anogan", {"train": ""}, options(patches, folder, *extra))
+
+
+def history_of(folder) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.tsv", sep="\t")
+
+
+def same_weights(one, other) -> bool:
+    a, b = (load_file(folder / "weights.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def make_gan(tmp_path, *extra, **where) -> Gan:
+    parser = argparse.ArgumentParser()
+    gan_module.add_train_arguments(parser)
+    args = parser.parse_args([str(part) for part in (*TINY, *extra)])
+    context = Context(torch.device("cpu"), torch.float32, seed=1, folder=tmp_path, **where)
+    return Gan(Architecture((16, 8, 8), 6, 32), stripes(64), args, context)
+
+
+class TestStep:
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_each_network_moves_by_its_own_loss_only(self, tmp_path, loss):
+        gan = make_gan(tmp_path, "--loss", loss)
+        real = torch.from_numpy(stripes(16)).float().unsqueeze(1)
+        gan.optimisers["discriminator"] = torch.optim.SGD(gan.discriminator.parameters(), 0.0)
+        gan.optimisers["generator"] = torch.optim.SGD(gan.generator.parameters(), 0.1)
+        gradients = []
+        gan.optimisers["discriminator"].register_step_post_hook(
+            lambda *_: gradients.extend(p.grad.clone() for p in gan.discriminator.parameters())
+        )
+        d_before = [p.clone() for p in gan.discriminator.parameters()]
+        g_before = [p.clone() for p in gan.generator.parameters()]
+        gan.step(real, 1, torch.Generator().manual_seed(0))
+        for p, before, grad in zip(
+            gan.discriminator.parameters(), d_before, gradients, strict=True
+        ):
+            assert torch.equal(p, before)
+            assert torch.equal(p.grad, grad)  # nothing was added by G's update
+            assert p.requires_grad
+        moved = [
+            not torch.equal(p, b) for p, b in zip(gan.generator.parameters(), g_before, strict=True)
+        ]
+        assert any(moved)
+
+    def test_the_discriminator_learns_more_often_where_asked(self, tmp_path):
+        gan = make_gan(tmp_path, "--loss", "wgan-gp", "--critic-steps", 3)
+        real = torch.from_numpy(stripes(16)).float().unsqueeze(1)
+        moved = []
+        for step in range(1, 7):
+            before = gan.generator.project.weight.clone()
+            logged = gan.step(real, step, torch.Generator().manual_seed(step))
+            moved.append(not torch.equal(before, gan.generator.project.weight))
+            assert ("g_loss" in logged) == moved[-1]
+        assert moved == [False, False, True, False, False, True]
+
+    def test_the_penalty_is_that_of_gulrajani(self, rng):
+        """A critic w . x has the slope |w| everywhere."""
+        weight = torch.from_numpy(rng.normal(size=64)).float()
+
+        def critic(x):
+            return x.flatten(1) @ weight
+
+        real, fake = torch.rand(2, 5, 1, 8, 8)
+        penalty = gan_module.gradient_penalty(critic, real, fake, torch.rand(5))
+        assert float(penalty) == pytest.approx(float(weight.norm() - 1) ** 2, rel=1e-4)
+
+    def test_spectral_normalisation_holds_and_is_baked_in(self, tmp_path):
+        gan = make_gan(tmp_path, "--loss", "hinge")
+        for _ in range(30):
+            gan.discriminator(torch.rand(4, 1, 32, 32))
+        weight = gan.discriminator.down[1].weight.detach().flatten(1)
+        assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.05)
+        gan.discriminator.eval()
+        x = torch.rand(4, 1, 32, 32)
+        logit = gan.discriminator(x)
+        weights = gan.weights()
+        assert not any("parametrizations" in name for name in weights)
+        torch.testing.assert_close(gan.discriminator(x), logit)
+
+
+class TestCommand:
+    def test_it_writes_a_model_and_what_was_seen(self, whole):
+        model = whole()
+        assert sorted(p.name for p in model.iterdir()) == [
+            "history.tsv",
+            "model.json",
+            "real.png",
+            "samples.png",
+            "weights.safetensors",
+        ]
+        history = history_of(model)
+        assert history["step"].tolist() == list(range(1, 9))
+        assert history["epoch"].iloc[-1] == pytest.approx(2)
+        assert np.all((history[["d_real", "d_fake"]] >= 0) & (history[["d_real", "d_fake"]] <= 1))
+        assert (history[["patches_per_s", "peak_fraction", "diversity"]] > 0).all(axis=None)
+        seen = model.with_name("dcgan.training")
+        assert len(list(seen.glob("samples-*.png"))) == 8
+        pd.testing.assert_frame_equal(history_of(seen), history)
+        assert not (seen / CHECKPOINT).exists()  # nothing to go on from
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_every_loss_trains_a_model_that_loads(self, whole, loss):
+        generator, discriminator = load_gan(load_model(whole(loss), torch.device("cpu")))
+        patch = generator.eval()(torch.zeros(2, 6))
+        assert torch.isfinite(discriminator.eval()(patch)).all()
+        training = json.loads((whole(loss) / "model.json").read_text())["training"]
+        assert (training["loss"], training["flip"]) == (loss, True)
+
+    def test_it_repeats_exactly_and_depends_on_the_seed(self, whole, patch_file, tmp_path):
+        for name, seed in (("again", 1), ("other", 2)):
+            assert run(patch_file, tmp_path / name, "--seed", seed, "--flip") == 0
+        assert same_weights(whole(), tmp_path / "again")
+        assert not same_weights(whole(), tmp_path / "other")
+
+    def test_the_generator_learns_what_the_patches_share(self, tmp_path):
+        patches = write_patches(tmp_path / "p.h5", n=256)
+        assert run(patches, tmp_path / "model", "--epochs", 20) == 0
+        generator, _ = load_gan(load_model(tmp_path / "model", torch.device("cpu")))
+        z = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.no_grad():
+            made = generator.eval()(z)[:, 0].numpy()
+        assert made[:, [0, 1, 30, 31]].mean() < -0.6  # no band ever touches the border
+        assert (made.max(axis=(1, 2)) > 0.4).mean() > 0.9  # and every patch has one
+
+    def test_the_model_remembers_how_its_patches_were_made(self, tmp_path):
+        def with_parameters(*found):
+            path = write_patches(tmp_path / "p.h5")
+            with h5py.File(path, "a") as file:
+                for i, parameters in enumerate(found):
+                    file.create_group(f"geometry/v{i}").attrs["parameters"] = json.dumps(parameters)
+            return run(path, tmp_path / "model")
+
+        black = [{"normalise": {"percentiles": [1, 99], "black": b}} for b in (0.1, 0.2)]
+        assert with_parameters(*black) == 0
+        model = json.loads((tmp_path / "model/model.json").read_text())
+        assert model["data"]["preprocessing"] == {"normalise": {"percentiles": [1, 99]}}
+        assert with_parameters(black[0], {"resample": {"x_um": 30}}) == 1
+
+    @pytest.mark.parametrize(
+        ("case", "message"),
+        [
+            ("anomalous", "train on healthy eyes"),
+            ("channels", "not 32"),
+            ("gpu", "PyTorch sees none"),
+            ("missing", "no such file"),
+        ],
+    )
+    def test_faults_end_in_one_line(self, tmp_path, capsys, case, message):
+        if case == "gpu" and torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        write_patches(tmp_path / "p.h5", label=1 if case == "anomalous" else 0)
+        extra = {"channels": ["--channels", 8, 8, 8, 8], "gpu": ["--gpus", 1]}.get(case, [])
+        path = tmp_path / ("absent.h5" if case == "missing" else "p.h5")
+        assert run(path, tmp_path / "model", *extra) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert message in error[-1]
+        assert not (tmp_path / "model").exists()
+
+
+class TestGoingOn:
+    @pytest.fixture
+    def breaking(self, monkeypatch):
+        """Make the training stop in the middle of a step."""
+
+        def at(step_number):
+            step = Gan.step
+
+            def interrupted(self, real, number, draw):
+                if number == step_number:
+                    raise KeyboardInterrupt
+                return step(self, real, number, draw)
+
+            monkeypatch.setattr(Gan, "step", interrupted)
+            return monkeypatch
+
+        return at
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_the_weights_are_those_of_an_uninterrupted_run(
+        self, whole, patch_file, tmp_path, breaking, loss, capsys
+    ):
+        extra = ("--loss", loss, "--flip", "--checkpoint-s", 0)
+        uninterrupted = whole(loss)
+        patched = breaking(6)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch_file, tmp_path / "model", *extra)
+        patched.undo()
+        assert not (tmp_path / "model").exists()
+        assert run(patch_file, tmp_path / "model", *extra) == 0
+        assert "going on from step 5 of 8" in capsys.readouterr().err
+        assert same_weights(uninterrupted, tmp_path / "model")
+        timeless = ["step", "epoch", "d_loss", "g_loss", "kid"]
+        expected, gone_on = history_of(uninterrupted), history_of(tmp_path / "model")
+        pd.testing.assert_frame_equal(expected[timeless], gone_on[timeless])
+
+    @pytest.mark.slow
+    def test_a_killed_process_goes_on(self, tmp_path):
+        patches = write_patches(tmp_path / "p.h5", n=128)
+        extra = ("--epochs", 8, "--checkpoint-s", 0)
+        command = [sys.executable, "-m", "anogan", *options(patches, tmp_path / "model", *extra)]
+        checkpoint = tmp_path / "model.training" / CHECKPOINT
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "model").exists()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert again.returncode == 0, again.stderr
+        assert "going on from step" in again.stderr
+        assert run(patches, tmp_path / "whole", *extra) == 0
+        assert same_weights(tmp_path / "whole", tmp_path / "model")
+
+    def test_a_checkpoint_of_another_run_is_not_taken_up(
+        self, whole, patch_file, tmp_path, breaking, capsys
+    ):
+        uninterrupted = whole()
+        patched = breaking(3)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch_file, tmp_path / "model", "--checkpoint-s", 0, "--seed", 2)
+        patched.undo()
+        assert run(patch_file, tmp_path / "model", "--flip") == 0
+        assert "not of this run (differs in flip, seed)" in capsys.readouterr().err
+        assert same_weights(uninterrupted, tmp_path / "model")
+
+    def test_a_checkpoint_can_be_kept_as_the_model(self, patch_file, tmp_path, breaking):
+        """As the message on a failed training says."""
+        patched = breaking(6)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch_file, tmp_path / "model", "--checkpoint-s", 0)
+        patched.undo()
+        assert run(patch_file, tmp_path / "model", "--epochs", 1.25) == 0
+        assert run(patch_file, tmp_path / "short", "--epochs", 1.25) == 0
+        assert same_weights(tmp_path / "short", tmp_path / "model")
+
+    def test_a_damaged_checkpoint_is_named(self, patch_file, tmp_path, capsys):
+        folder = tmp_path / "model.training"
+        folder.mkdir()
+        (folder / CHECKPOINT).write_bytes(b"\x10" * 50)
+        assert run(patch_file, tmp_path / "model") == 1
+        assert "damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+class TestFailing:
+    def test_it_ends_with_the_last_good_checkpoint(self, patch_file, tmp_path, monkeypatch, capsys):
+        step = Gan.step
+
+        def exploding(self, real, number, draw):
+            if number == 6:
+                with torch.no_grad():
+                    self.generator.project.weight.fill_(float("nan"))
+            return step(self, real, number, draw)
+
+        monkeypatch.setattr(Gan, "step", exploding)
+        assert run(patch_file, tmp_path / "model", "--checkpoint-s", 0) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "step 6" in error
+        assert "step 5; to keep the model as it was then" in error
+        kept = load_file(tmp_path / "model.training" / CHECKPOINT)
+        assert all(torch.isfinite(value).all() for value in kept.values())
+        assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture(scope="module")
+def shared_work(tmp_path_factory):
+    """Folder of one training by one process, and by two on the CPU (gloo), half a batch each."""
+    folder = tmp_path_factory.mktemp("ddp")
+    patches = write_patches(folder / "p.h5", n=128)
+    assert run(patches, folder / "one") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "anogan", *options(patches, folder / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gan on 128 patches") == 1
+    return folder
+
+
+@pytest.mark.slow
+class TestSeveralProcesses:
+    def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(self, shared_work):
+        one, two = (history_of(shared_work / name) for name in ("one", "two"))
+        for column in ("d_loss", "g_loss"):
+            np.testing.assert_allclose(two[column][:4], one[column][:4], rtol=1e-3)
+            np.testing.assert_allclose(two[column], one[column], rtol=0.01, atol=0.01)
+
+    def test_batch_norm_has_seen_all_of_both_batches(self, shared_work):
+        one, two = (load_file(shared_work / f"{n}/weights.safetensors") for n in ("one", "two"))
+        assert one.keys() == two.keys()
+        name = "discriminator.norms.1.running_var"
+        torch.testing.assert_close(two[name], one[name], rtol=0.05, atol=0.01)
+
+
+def test_an_uneven_share_is_refused(tmp_path):
+    gan = make_gan(tmp_path, workers=Workers(rank=0, world=3))
+    with pytest.raises(InputError, match="not a multiple of 3 GPUs"):
+        train(gan, stripes(64))
+
+
+def test_bf16_trains_where_the_hardware_has_it(patch_file, tmp_path):
+    if not torch.cpu.get_capabilities().get("amx_bf16"):
+        pytest.skip("this CPU does not multiply bf16")
+    assert run(patch_file, tmp_path / "model", "--precision", "bf16", "--loss", "wgan-gp") == 0
+    weights = load_file(tmp_path / "model/weights.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {
+        torch.float32
+    }

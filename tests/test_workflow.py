@@ -21,8 +21,12 @@ STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc", "qc_pictu
 TINY = {
     "phantom": {"bscans": 3, "depth": 320, "width": 192},
     "patches": {"size": 32, "train_total": 60, "validation_per_volume": 12, "test_per_volume": 20},
+    "methods": ["anogan", "p_d", "acae", "pca"],
     "model": {"channels": [8, 8, 8], "latent": 4},
-    "train": {"epochs": 3, "batch_size": 16},
+    "gan": {"epochs": 3, "batch_size": 16},
+    "acae": {"epochs": 1, "batch_size": 16},
+    "ae": {"epochs": 1, "batch_size": 16},
+    "pca": {"components": 5},
     "map": {"steps": 3, "chunks": 1, "residuals": 6, "batch_size": 16},
     "evaluate": {"bootstrap": 20},
 }
@@ -83,12 +87,15 @@ def project(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "chunks", "expected"),
     [
-        pytest.param(ROWS, 1, {"patches": 4, "map": 3, "load": 6}, id="all splits"),
-        pytest.param(ROWS[:5], 1, {"patches": 3, "map": 2, "load": 5}, id="nothing to score"),
+        pytest.param(ROWS, 1, {"patches": 4, "score": 12, "load": 6}, id="all splits"),
+        pytest.param(ROWS[:5], 1, {"patches": 3, "score": 8, "load": 5}, id="nothing to score"),
         pytest.param(
-            [*ROWS[:2], *ROWS[3:5]], 1, {"patches": 2, "map": 1, "load": 4}, id="no validation"
+            [*ROWS[:2], *ROWS[3:5]], 1, {"patches": 2, "score": 4, "load": 4}, id="no validation"
         ),
-        pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "map": 1}, id="many chunks"),
+        pytest.param(
+            [*ROWS[:2], ROWS[5]], 1, {"patches": 2, "score": 4, "load": 3}, id="nothing to measure"
+        ),
+        pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "score": 4}, id="many chunks"),
         pytest.param(
             [*ROWS, phantom("e2", "test", "diseased", patient="e")], 1, {"load": 7}, id="two eyes"
         ),
@@ -99,7 +106,8 @@ def test_layouts_plan_the_right_jobs(project, rows, chunks, expected):
     planned = project.planned()
     assert {rule: planned[rule] for rule in expected} == expected
     assert planned["phantom"] == planned["flatten"] == len(rows)
-    assert planned["train"] == planned["evaluate"] == planned["report"] == 1
+    assert planned["train"] == 3  # gan, acae, pca
+    assert planned["evaluate"] == planned["report"] == 1
 
 
 def test_the_default_plans_its_phantoms(project):
@@ -157,7 +165,7 @@ class TestWholeRun:
         results = finished.folder / "results"
         page = (results / "report/index.html").read_text()
         assert page.count("data:image/svg+xml;base64,") == 4  # and the panel as PNG
-        assert re.search(r"AUC of A\(x\)", page)
+        assert "AUC of AnoGAN" in page
         metrics = pd.read_csv(results / "report/metrics.tsv", sep="\t")
         assert list(metrics.columns) == [
             "method",
@@ -168,19 +176,20 @@ class TestWholeRun:
             "ci_low",
             "ci_high",
         ]
-        assert {"anogan", "gan_r", "p_d"} <= set(metrics["method"])
-        scores = pd.read_parquet(results / "scores/test-0.parquet")
-        assert scores.groupby(["method", "volume"]).size().eq(20).all()
-        assert scores[["R", "D", "A", "D_hat", "A_hat", "P_D"]].notna().all().all()
+        assert {"anogan", "anogan_R", "p_d", "acae", "pca"} <= set(metrics["method"])
+        for method, columns in (("anogan", ["A", "R", "D"]), ("p_d", ["P_D"]), ("pca", ["L2"])):
+            scores = pd.read_parquet(results / f"scores/{method}/test-0.parquet")
+            assert scores.groupby("volume").size().eq(20).all()
+            assert scores[columns].notna().all().all()
         volumes = pd.read_csv(results / "report/volumes.tsv", sep="\t").set_index("volume")
         assert volumes["label"].to_dict() == {"c": 0, "d": 0, "e": 1, "s": -1}
-        for stage in (*STAGES, "patches", "map"):
+        for stage in (*STAGES, "patches", "train", "score"):
             assert list((results / "benchmarks" / stage).iterdir())
             assert list((results / "logs" / stage).iterdir())
         config = yaml.safe_load((results / "config.yaml").read_text())
         assert config["map"]["steps"] == 3
         assert config["seed"] == 1
-        model = json.loads((results / "model/model.json").read_text())
+        model = json.loads((results / "model/gan/model.json").read_text())
         assert model["architecture"]["channels"] == [8, 8, 8]
 
     def test_a_second_run_has_nothing_to_do(self, finished):
@@ -198,20 +207,21 @@ class TestWholeRun:
             (
                 "preprocessing/flatten.py",
                 "flatten",
-                {"flatten", "patches", "train", "map", "evaluate", "report"},
+                {"flatten", "patches", "train", "score", "evaluate", "report"},
             ),
             (
                 "preprocessing/qc.py",
                 "qc",
-                {"qc", "qc_pictures", "patches", "train", "map", "evaluate", "report"},
+                {"qc", "qc_pictures", "patches", "train", "score", "evaluate", "report"},
             ),
             ("preprocessing/qc_pictures.py", "qc_pictures", {"qc_pictures", "report"}),
             (
                 "preprocessing/readers/nifti.py",
                 "load",
-                {*STAGES, "patches", "train", "map", "evaluate", "report"},
+                {*STAGES, "patches", "train", "score", "evaluate", "report"},
             ),
-            ("anogan/mapping.py", "map", {"map", "evaluate", "report"}),
+            ("anogan/mapping.py", "score", {"score", "evaluate", "report"}),
+            ("anogan/methods/pca.py", "train", {"train", "score", "evaluate", "report"}),
             ("anogan/report.py", "report", {"report"}),
             ("anogan/templates/report.html.j2", "report", {"report"}),
         ],
@@ -230,15 +240,15 @@ class TestWholeRun:
     @pytest.mark.parametrize(
         ("section", "key", "value", "expected"),
         [
-            ("map", "steps", 4, {"map", "evaluate", "report"}),
+            ("map", "steps", 4, {"score", "evaluate", "report"}),
             ("evaluate", "bootstrap", 10, {"evaluate", "report"}),
-            ("train", "epochs", 4, {"train", "map", "evaluate", "report"}),
-            ("patches", "test_per_volume", 10, {"patches", "map", "evaluate", "report"}),
+            ("gan", "epochs", 4, {"train", "score", "evaluate", "report"}),
+            ("patches", "test_per_volume", 10, {"patches", "score", "evaluate", "report"}),
             (
                 "patches",
                 "leave_out_bscans",
                 "check",
-                {"patches", "train", "map", "evaluate", "report"},
+                {"patches", "train", "score", "evaluate", "report"},
             ),
         ],
     )
@@ -256,6 +266,45 @@ class TestWholeRun:
             path.write_text(original)
         assert set(planned) - {"all", "resolved_config"} == expected
         assert planned["resolved_config"] == 1
+
+    @pytest.mark.parametrize(
+        ("change", "train", "score"),
+        [
+            ({"methods": [*TINY["methods"], "gan_r"]}, 0, 3),
+            ({"methods": [*TINY["methods"], "ae"]}, 1, 3),
+            ({"pca": {"components": 4}}, 1, 3),
+            ({"map": {**TINY["map"], "steps": 5}}, 0, 3),
+            ({"map": {**TINY["map"], "lambda": 0.2}}, 0, 6),
+        ],
+        ids=["score with a model there is", "another model", "pca", "steps", "lambda"],
+    )
+    def test_other_methods_are_left_alone(self, finished, change, train, score):
+        path = finished.folder / "my.yaml"
+        original = path.read_text()
+        try:
+            path.write_text(yaml.safe_dump({**yaml.safe_load(original), **change}))
+            planned = finished.planned()
+        finally:
+            path.write_text(original)
+        assert (planned.get("train", 0), planned["score"]) == (train, score)
+
+    def test_new_eyes_are_scored_with_models_that_exist(self, finished, tmp_path):
+        """No training, no truth: a sample sheet of eyes to score is enough."""
+        project = Project(tmp_path)
+        models = {name: f"{finished.folder}/results/model/{name}" for name in ("gan", "pca")}
+        methods = ["anogan", "pca"]
+        rows = [[*phantom(name, "score", "unknown")[:-1], ""] for name in ("s", "t")]
+        project.write(rows, methods=methods, existing_models=models)
+        assert "train" not in project.planned()
+        result = project.snakemake()
+        assert result.returncode == 0, result.stderr
+        results = project.folder / "results"
+        there = pd.read_parquet(finished.folder / "results/scores/anogan/score-0.parquet")
+        here = pd.read_parquet(results / "scores/anogan/score-0.parquet")
+        pd.testing.assert_frame_equal(here[here["volume"] == "s"].reset_index(drop=True), there)
+        volumes = pd.read_csv(results / "report/volumes.tsv", sep="\t")
+        assert volumes["volume"].tolist() == ["s", "t"]
+        assert "Volumes without a label" in (results / "report/index.html").read_text()
 
     def test_a_comment_reruns_nothing(self, finished):
         path = finished.folder / "preprocessing/load.py"
@@ -290,7 +339,8 @@ class TestWholeRun:
             planned = finished.planned()
         finally:
             sheet.write_text(original)
-        assert planned["load"] == planned["flatten"] == planned["patches"] == planned["map"] == 1
+        assert planned["load"] == planned["flatten"] == planned["patches"] == 1
+        assert planned["score"] == len(TINY["methods"])
         assert "train" not in planned
 
     def test_snakemake_makes_its_own_report_offline(self, finished):

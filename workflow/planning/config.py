@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from planning.errors import PlanningError
+from planning.models import known_methods, model_of, models_of
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -25,24 +26,77 @@ def resolve_config(config: dict) -> dict:
     error = best_match(Draft202012Validator(schema).iter_errors(resolved))
     if error is not None:
         raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
+    _fill_sizes(resolved, schema)
     for key in ("volumes", "data_dir", "results_dir"):
         resolved[key] = str(Path(resolved[key]).expanduser())
-    _check_architecture(resolved)
+    resolved["existing_models"] = {
+        model: str(Path(folder).expanduser())
+        for model, folder in resolved["existing_models"].items()
+    }
+    _check_methods(resolved)
+    for section in ("model", *models_of(resolved["methods"])):
+        if "channels" in resolved[section]:
+            _check_architecture(resolved, section)
+    _check_feature_layer(resolved)
     _check_search(resolved["map"])
     _check_percentiles(*resolved["normalise"]["percentiles"])
     return resolved
 
 
-def _check_architecture(config: dict) -> None:
-    n, size = len(config["model"]["channels"]), config["patches"]["size"]
+def _check_methods(config: dict) -> None:
+    known = known_methods()
+    for method in config["methods"]:
+        if method not in known:
+            raise PlanningError(
+                f"config: methods: there is no method '{method}'; there are {', '.join(known)}"
+            )
+        if model_of(method) not in config:
+            raise PlanningError(
+                f"config: the schema has no section '{model_of(method)}' to train {method} with; "
+                "docs/methods.md says how to add a method"
+            )
+    models = models_of(config["methods"])
+    for model, folder in config["existing_models"].items():
+        if model not in models:
+            raise PlanningError(
+                f"config: existing_models: no method needs '{model}'; "
+                f"needed are {', '.join(models)}"
+            )
+        if Path(config["results_dir"]).resolve() in Path(folder).resolve().parents:
+            raise PlanningError(
+                f"config: existing_models: {model}: {folder} lies in results_dir, where models are "
+                "trained; leave it out to use it with the rest of that run, or set another "
+                "results_dir"
+            )
+        if not (Path(folder) / "model.json").is_file():
+            raise PlanningError(
+                f"config: existing_models: {model}: {folder} holds no model.json; name the folder "
+                "of a trained model, such as results/model/gan"
+            )
+
+
+def _fill_sizes(config: dict, schema: dict) -> None:
+    """Give each network whose section names no sizes of its own those of the section model."""
+    for name, part in schema["properties"].items():
+        if name != "model" and "channels" in part.get("properties", {}):
+            for key, value in config["model"].items():
+                config[name].setdefault(key, copy.deepcopy(value))
+
+
+def _check_architecture(config: dict, section: str) -> None:
+    n, size = len(config[section]["channels"]), config["patches"]["size"]
     if 4 * 2**n != size:
         raise PlanningError(
-            f"config: model: channels has {n} numbers, which makes patches of {4 * 2**n} pixels, "
-            f"but patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
+            f"config: {section}: channels has {n} numbers, which makes patches of {4 * 2**n} "
+            f"pixels, but patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
         )
-    if config["map"]["feature_layer"] > n:
+
+
+def _check_feature_layer(config: dict) -> None:
+    n, layer = len(config["model"]["channels"]), config["map"]["feature_layer"]
+    if layer != "all" and layer > n:
         raise PlanningError(
-            f"config: map: feature_layer is {config['map']['feature_layer']}, but the "
+            f"config: map: feature_layer is {layer}, but the "
             f"discriminator has {n} convolutions; 0 means the last"
         )
 

@@ -64,12 +64,15 @@ def chunk_of(volume: str, n_chunks: int) -> int:
     return int.from_bytes(hashlib.sha256(volume.encode()).digest()[:8], "big") % n_chunks
 
 
-def read_sample_sheet(path: str, data_dir: str) -> SampleSheet:
-    """Read and check a sample sheet; PlanningError names the file, row, column and remedy."""
+def read_sample_sheet(path: str, data_dir: str, needs_training: bool = True) -> SampleSheet:
+    """Read and check a sample sheet; PlanningError names the file, row, column and remedy.
+
+    Without `needs_training`, because all models exist, no training volume has to be there.
+    """
     rows = _parse(path)
     _check_volumes(path, rows)
     _check_patients(path, rows)
-    _check_splits(path, rows)
+    _check_splits(path, rows, needs_training)
     _check_files(path, rows, Path(data_dir))
     return SampleSheet(path, rows)
 
@@ -139,21 +142,25 @@ def _check_patients(path: str, rows: list[Row]) -> None:
             )
 
 
-def _check_splits(path: str, rows: list[Row]) -> None:
+def _check_splits(path: str, rows: list[Row], needs_training: bool) -> None:
     for row in rows:
         if row.split == "train" and row.label != "healthy":
             raise PlanningError(
                 f"{path}, row {row.line}, column 'label': a training volume must be healthy, not "
                 f"{row.label}; move it to another split"
             )
-    for split, why in (
-        ("train", "the model learns from healthy eyes"),
-        ("test", "the report needs it"),
-    ):
-        if not any(row.split == split for row in rows):
-            kind = "healthy training" if split == "train" else split
-            raise PlanningError(f"{path}: no {kind} volume; {why}: give a row the split '{split}'")
-    if all(row.label == "unknown" and not row.annotation for row in rows if row.split == "test"):
+    splits = {row.split for row in rows}
+    if needs_training and "train" not in splits:
+        raise PlanningError(
+            f"{path}: no healthy training volume; the model learns from healthy eyes: give a row "
+            "the split 'train', or name trained models in the config (existing_models)"
+        )
+    if not splits & {"test", "score"}:
+        raise PlanningError(
+            f"{path}: no volume to examine; give a row the split 'test' (to measure) or 'score'"
+        )
+    tested = [row for row in rows if row.split == "test"]
+    if tested and all(row.label == "unknown" and not row.annotation for row in tested):
         raise PlanningError(
             f"{path}, column 'label': no test volume has a label or an annotation to measure "
             "against; give one, or use the split 'score'"

@@ -13,19 +13,24 @@ sys.path.insert(0, workflow.basedir)
 from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
+from planning.models import SEARCHING, headline, model_of, models_of, score_options, train_options
 from planning.sample_sheet import PHANTOM_FOLDER, read_sample_sheet
 from planning.sources import source_files
 
 try:
     config = resolve_config(config)
-    SHEET = read_sample_sheet(config["volumes"], config["data_dir"])
+    EXISTING_MODELS = config["existing_models"]
+    NEEDS_TRAINING = set(models_of(config["methods"])) - set(EXISTING_MODELS)
+    SHEET = read_sample_sheet(config["volumes"], config["data_dir"], bool(NEEDS_TRAINING))
 except PlanningError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = config["results_dir"].rstrip("/")
-MODEL = f"{RESULTS}/model"
 DATA = config["data_dir"].rstrip("/")
-MAPPED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
+HEADLINE = headline(config["methods"])
+SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
+
+USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
 
 # Jobs find the Python that runs Snakemake, whether or not its environment is activated.
 if not workflow.deployment_settings.deployment_method:
@@ -35,6 +40,8 @@ if not workflow.deployment_settings.deployment_method:
 wildcard_constraints:
     volume=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
     part=r"train|(validation|test|score)-\d+",
+    model="[a-z0-9_]+",
+    method="[a-z0-9_]+",
 
 
 def volume_files(stage):
@@ -94,7 +101,24 @@ def memory(mb):
     return lambda wildcards, attempt: mb * attempt
 
 
-# A part is what one job of the rules patches and map works on: "train", or a chunk of another split
+def model_folder(model):
+    """The folder of a model: the one named in the config, else the one trained here."""
+    return EXISTING_MODELS.get(model, f"{RESULTS}/model/{model}")
+
+
+def training_pictures(wildcards):
+    """What the report shows of a training, unless the model was trained elsewhere."""
+    model = model_of(HEADLINE)
+    names = ("history.tsv", "samples.png", "real.png") if model in NEEDS_TRAINING else ()
+    return [f"{model_folder(model)}/{name}" for name in names]
+
+
+def model_file(name):
+    """An input function: a file of the model that a method scores with."""
+    return lambda wildcards: f"{model_folder(model_of(wildcards.method))}/{name}"
+
+
+# A part is what one job of the rules patches and score works on: "train", or a chunk of another split
 # such as "test-1".
 
 
@@ -129,10 +153,10 @@ def quality_option(wildcards, input):
     return f"--qc {tables}" if tables else ""
 
 
-def mapped_parts(suffix):
-    """One file per chunk of the splits that are mapped, leaving out chunks without a volume."""
-    parts = [f"{split}-{k}" for split in MAPPED_SPLITS for k in range(config["map"]["chunks"])]
-    return [f"{RESULTS}/scores/{part}{suffix}" for part in parts if volumes_of_part(part)]
+def scored_parts(method, suffix):
+    """One file of a method per chunk of the scored splits, leaving out chunks without a volume."""
+    parts = [f"{split}-{k}" for split in SCORED_SPLITS for k in range(config["map"]["chunks"])]
+    return [f"{RESULTS}/scores/{method}/{part}{suffix}" for part in parts if volumes_of_part(part)]
 
 
 def patch_count(split):
@@ -146,6 +170,6 @@ def shown_volumes():
     """The volumes whose layers stand in the report: a few of every split."""
     return [
         volume
-        for split in ("train", *MAPPED_SPLITS)
+        for split in USED_SPLITS
         for volume in SHEET.volumes(split)[: config["report"]["layer_pictures_per_split"]]
     ]

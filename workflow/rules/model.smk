@@ -1,20 +1,20 @@
-# The model: one training on all healthy training volumes, then one mapping job per chunk.
+# The models, each trained on all healthy training patches, and the methods that score with them: one
+# job per method and chunk. docs/methods.md says how to add a method.
 
 
 rule train:
     input:
         f"{RESULTS}/patches/train.h5",
     output:
-        generator=f"{MODEL}/generator.safetensors",
-        discriminator=f"{MODEL}/discriminator.safetensors",
-        description=f"{MODEL}/model.json",
-        history=f"{MODEL}/history.tsv",
-        samples=f"{MODEL}/samples.png",
-        real=f"{MODEL}/real.png",
+        description=f"{RESULTS}/model/{{model}}/model.json",
+        weights=f"{RESULTS}/model/{{model}}/weights.safetensors",
+        history=f"{RESULTS}/model/{{model}}/history.tsv",
+        samples=f"{RESULTS}/model/{{model}}/samples.png",
+        real=f"{RESULTS}/model/{{model}}/real.png",
     log:
-        f"{RESULTS}/logs/train.log",
+        f"{RESULTS}/logs/train/{{model}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train.tsv"
+        f"{RESULTS}/benchmarks/train/{{model}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8
@@ -24,49 +24,49 @@ rule train:
         runtime=1440,
     params:
         code=code_version("anogan.train"),
-        model=config["model"],
-        train=config["train"],
+        of_model=lambda wildcards: code_version(f"anogan.methods.{wildcards.model}"),
+        options=lambda wildcards: train_options(config, wildcards.model),
+        precision=config["precision"],
         seed=config["seed"],
         folder=subpath(output.description, parent=True),
+        # what is seen while it runs and what a killed training goes on from: no declared output,
+        # as those are removed when the job fails
+        meanwhile=lambda wildcards: f"{RESULTS}/training/{wildcards.model}",
     shell:
-        "python -m anogan train --patches {input:q} --channels {params.model[channels]}"
-        " --latent {params.model[latent]} --epochs {params.train[epochs]}"
-        " --batch-size {params.train[batch_size]} --learning-rate {params.train[learning_rate]}"
-        " --beta1 {params.train[beta1]} --seed {params.seed} --threads {threads}"
-        " --gpus {resources.gpu} --output {params.folder:q} > {log:q} 2>&1"
+        "python -m anogan train {wildcards.model} --patches {input:q} {params.options}"
+        " --seed {params.seed} --threads {threads} --gpus {resources.gpu}"
+        " --precision {params.precision} --memory-mb {resources.mem_mb}"
+        " --training-folder {params.meanwhile:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-rule map:
+rule score:
     input:
         patches=f"{RESULTS}/patches/{{part}}.h5",
-        description=rules.train.output.description,
-        generator=rules.train.output.generator,
-        discriminator=rules.train.output.discriminator,
+        description=model_file("model.json"),
+        weights=model_file("weights.safetensors"),
     output:
-        scores=f"{RESULTS}/scores/{{part}}.parquet",
-        residuals=f"{RESULTS}/scores/{{part}}.residuals.h5",
+        scores=f"{RESULTS}/scores/{{method}}/{{part}}.parquet",
+        residuals=f"{RESULTS}/scores/{{method}}/{{part}}.residuals.h5",
     log:
-        f"{RESULTS}/logs/map/{{part}}.log",
+        f"{RESULTS}/logs/score/{{method}}/{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/map/{{part}}.tsv"
+        f"{RESULTS}/benchmarks/score/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: lambda wildcards: 8 if wildcards.method in SEARCHING else 1
     resources:
-        gpu=config["gpus"],
+        gpu=min(1, config["gpus"]),
         mem_mb=memory(4000),
         runtime=720,
     params:
-        code=code_version("anogan.map"),
-        map={key: value for key, value in config["map"].items() if key != "chunks"},
+        code=code_version("anogan.score"),
+        of_method=lambda wildcards: code_version(f"anogan.methods.{wildcards.method}"),
+        options=lambda wildcards: score_options(config, wildcards.method),
+        precision=config["precision"],
         seed=config["seed"],
         folder=subpath(input.description, parent=True),
     shell:
-        "python -m anogan map --patches {input.patches:q} --model {params.folder:q}"
-        " --methods {params.map[methods]} --steps {params.map[steps]}"
-        " --learning-rate {params.map[learning_rate]} --schedule {params.map[schedule]}"
-        " --candidates {params.map[candidates]} --restarts {params.map[restarts]} --weight {params.map[lambda]}"
-        " --feature-layer {params.map[feature_layer]} --batch-size {params.map[batch_size]}"
-        " --residuals {params.map[residuals]} --seed {params.seed} --threads {threads}"
-        " --gpus {resources.gpu} --output {output.scores:q}"
+        "python -m anogan score --patches {input.patches:q} --model {params.folder:q}"
+        " --method {wildcards.method} {params.options} --seed {params.seed} --threads {threads}"
+        " --gpus {resources.gpu} --precision {params.precision} --output {output.scores:q}"
         " --residual-output {output.residuals:q} > {log:q} 2>&1"

@@ -25,7 +25,7 @@ rule resolved_config:
 
 rule evaluate:
     input:
-        scores=mapped_parts(".parquet"),
+        scores=[path for method in config["methods"] for path in scored_parts(method, ".parquet")],
     output:
         metrics=report(
             f"{RESULTS}/report/metrics.tsv",
@@ -57,16 +57,17 @@ rule evaluate:
 
 rule report:
     input:
-        scores=mapped_parts(".parquet"),
-        residuals=mapped_parts(".residuals.h5"),
+        scores=rules.evaluate.input.scores,
+        residuals=scored_parts(HEADLINE, ".residuals.h5"),
         metrics=rules.evaluate.output.metrics,
         evaluation=rules.evaluate.output.evaluation,
         volumes=rules.evaluate.output.volumes,
-        description=rules.train.output.description,
-        history=rules.train.output.history,
-        samples=rules.train.output.samples,
-        real=rules.train.output.real,
-        qc=expand(f"{RESULTS}/volumes/{{volume}}/qc.tsv", volume=SHEET.rows),
+        description=f"{model_folder(model_of(HEADLINE))}/model.json",
+        training=training_pictures,
+        qc=expand(
+            f"{RESULTS}/volumes/{{volume}}/qc.tsv",
+            volume=[volume for split in USED_SPLITS for volume in SHEET.volumes(split)],
+        ),
         pictures=expand(
             f"{RESULTS}/volumes/{{volume}}/{{picture}}.png",
             volume=shown_volumes(),

@@ -1,0 +1,98 @@
+"""The convolutional autoencoder of `ae` and `acae`, made of the GAN's own layers, and its training.
+
+The encoder has the discriminator's convolutions, the decoder is the generator.
+"""
+
+import argparse
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from anogan.model import Architecture, TrainedModel, weights_of
+from anogan.networks import ConvolutionStack, Encoder, Generator, freeze
+from anogan.pictures import shown_rows
+from anogan.training import Context, Fitted, Trainee, train
+from preprocessing.patch_file import MappedPatches
+
+
+class Autoencoder(nn.Module):
+    """patch (n, 1, size, size) -> z (n, latent) -> patch (n, 1, size, size) in [-1, 1]."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.encoder = Encoder(architecture.channels, architecture.latent)
+        self.decoder = Generator(architecture.channels, architecture.latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the patches x as rebuilt."""
+        return self.decoder(self.encoder(x))
+
+
+class AutoencoderTraining(Trainee):
+    """An autoencoder while it learns to rebuild healthy patches with the least squared error."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        patches: MappedPatches,
+        args: argparse.Namespace,
+        context: Context,
+    ) -> None:
+        super().__init__(args, context)
+        self.autoencoder = self.new("autoencoder", lambda: Autoencoder(architecture))
+        shown = torch.from_numpy(patches[shown_rows(len(patches))]).float().unsqueeze(1)
+        self.shown = shown.to(context.device, memory_format=torch.channels_last)
+
+    def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
+        """Learn from a batch real (n, 1, h, w)."""
+        with self.context.autocast():
+            rebuilt = self.autoencoder(real)
+        loss = mse_loss(rebuilt.float(), real)
+        self.descend("autoencoder", loss)
+        return {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def show(self) -> Tensor:
+        """Return the patches of real.png as rebuilt (k, 1, h, w), as they would be scored."""
+        self.autoencoder.eval()
+        rebuilt = self.autoencoder(self.shown)
+        self.autoencoder.train()
+        return rebuilt
+
+    def trouble(self, history: list[dict], steps: int) -> str | None:
+        """Return why the training has failed, if it has."""
+        last = history[-1]
+        for name in ("loss", "d_loss"):
+            if not math.isfinite(last.get(name, 0)):
+                return (
+                    f"training diverged at step {last['step']} ({name} is {last[name]}); "
+                    f"lower {self.args.model}: learning_rate"
+                )
+        return None
+
+
+def fit_autoencoder(
+    training: type[AutoencoderTraining],
+    patches: MappedPatches,
+    args: argparse.Namespace,
+    context: Context,
+) -> Fitted:
+    """Train an autoencoder, and what learns beside it, on healthy patches (n, size, size)."""
+    architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
+    trainee = training(architecture, patches, args, context)
+    history = train(trainee, patches)
+    return Fitted(weights_of(**trainee.networks), vars(architecture), history, trainee.show())
+
+
+def load_autoencoder(
+    model: TrainedModel, device: torch.device, **others: ConvolutionStack
+) -> Autoencoder:
+    """Return a trained autoencoder, frozen; `others` get their weights and are frozen as well."""
+    autoencoder = Autoencoder(Architecture.of(model))
+    model.fill(autoencoder=autoencoder, **others)
+    for network in (autoencoder, *others.values()):
+        network.to(device)
+    freeze(autoencoder.encoder, autoencoder.decoder, *others.values())
+    return autoencoder

@@ -1,0 +1,302 @@
+"""The training loop of every network: batches in, steps, what is seen while it runs, checkpoints.
+
+What a step does is the business of the `Trainee`, a GAN or an autoencoder. Everything random in a
+step follows from the seed and the step's number, so a run taken up from a checkpoint ends where an
+uninterrupted one would.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from anogan.batches import ShuffledPatches
+from anogan.checkpoint import CHECKPOINT, load_checkpoint, read_notes, save_checkpoint
+from anogan.device import WorkCounter, peak_flops
+from anogan.distributed import Workers
+from anogan.pictures import PER_SIDE, save_grid
+from anogan.progress import progress
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_path
+from preprocessing.patch_file import MappedPatches
+from preprocessing.seeds import derive_seed
+
+HISTORY_ROWS = 200
+LONGEST_ROW = 1000  # steps
+SAMPLE_GRIDS = 20
+NOT_LEARNED = (  # options that do not decide what is learned
+    *("model", "seed", "debug", "patches", "output", "training_folder", "checkpoint_s"),
+    *("memory_mb", "threads", "gpus", "precision"),
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and how a model is trained: device, type to compute in, seed, folder, processes.
+
+    `data` is a fingerprint of the training patches.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    folder: Path
+    data: str = ""
+    workers: Workers = field(default_factory=Workers)
+    memory_mb: int = 0
+    checkpoint_s: float = 300
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context in which networks compute in `dtype`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def generator(self, *labels: str | int) -> torch.Generator:
+        """Return a source of randomness that follows from the seed and the labels."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, *labels))
+
+    def say(self, text: str) -> None:
+        """Write a line to the log, once for all processes."""
+        if self.workers.is_first:
+            print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model before it is written: what `anogan.model` stores, and what there is to see.
+
+    `shown` are patches (k, 1, h, w) for samples.png.
+    """
+
+    weights: dict[str, Tensor]
+    architecture: dict
+    history: list[dict]
+    shown: Tensor
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """Return the options that decide what is learned, as JSON can hold them."""
+    return {key: value for key, value in vars(args).items() if key not in NOT_LEARNED}
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser, epochs: float) -> None:
+    """Declare the options of every network's training."""
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[512, 256, 128, 64], help="coarse to fine"
+    )
+    parser.add_argument("--latent", type=int, default=100, help="size of z")
+    parser.add_argument("--epochs", type=float, default=epochs)
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="shared among the GPUs where there are several"
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of Adam")
+    parser.add_argument("--beta1", type=float, default=0.5, help="of Adam")
+    parser.add_argument("--beta2", type=float, default=0.999, help="of Adam")
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="mirror half of the patches",
+    )
+
+
+class Trainee:
+    """Networks while they are trained: what the loop calls, for a model to fill in."""
+
+    def __init__(self, args: argparse.Namespace, context: Context) -> None:
+        self.args, self.context = args, context
+        self.networks: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+
+    def new(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return a network in training mode, its weights drawn from the seed and its name."""
+        torch.manual_seed(derive_seed(self.context.seed, "weights", name))
+        network = make().to(self.context.device, memory_format=torch.channels_last).train()
+        self.context.workers.join(network)
+        self.networks[name] = network
+        self.optimisers[name] = torch.optim.Adam(
+            network.parameters(),
+            self.args.learning_rate,
+            betas=(self.args.beta1, self.args.beta2),
+            fused=True,
+        )
+        return network
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """Move the weights of a network against the gradient of its loss."""
+        self.optimisers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        self.context.workers.average_gradients(self.networks[name])
+        self.optimisers[name].step()
+
+    def identity(self) -> dict:
+        """Return what a training must have in common with the checkpoint that it takes up."""
+        learned = {key: value for key, value in settings(self.args).items() if key != "epochs"}
+        return learned | {
+            "model": self.args.model,
+            "seed": self.context.seed,
+            "patches": self.context.data,
+            "dtype": str(self.context.dtype),
+            "torch": torch.__version__,
+        }
+
+    def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
+        """Learn from a batch real (n, 1, h, w), with no other randomness; return what to log."""
+        raise NotImplementedError
+
+    def show(self) -> Tensor:
+        """Return patches (k, 1, h, w) to look at, of the same z or originals every time."""
+        raise NotImplementedError
+
+    def assess(self, shown: Tensor) -> dict[str, float]:
+        """Return measures of the shown patches, by name."""
+        return {}
+
+    def trouble(self, history: list[dict], steps: int) -> str | None:
+        """Return in a sentence why the training has failed, if the history (rows) shows that."""
+        raise NotImplementedError
+
+    def is_well(self, history: list[dict]) -> bool:
+        """Tell whether the present state is worth going back to."""
+        return True
+
+
+def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
+    """Train on healthy patches (n, size, size); return the history, a row per stretch of steps.
+
+    Raises InputError when the training fails; its last good checkpoint stays in the folder.
+    """
+    args, context = trainee.args, trainee.context
+    batches = ShuffledPatches(
+        patches, args.batch_size, context.seed, context.device, args.flip, context.memory_mb
+    )
+    world = context.workers.world
+    if batches.batch % world:
+        raise InputError(f"train: batch_size is {batches.batch}, not a multiple of {world} GPUs")
+    steps = max(1, round(args.epochs * len(patches) / batches.batch))
+    log_every = max(1, min(steps // HISTORY_ROWS, LONGEST_ROW))
+    sample_every = log_every * max(1, steps // SAMPLE_GRIDS // log_every)
+    checkpoint = context.folder / CHECKPOINT
+    done, history = _take_up(trainee, checkpoint, steps)
+    meter = _Meter(context, batches.batch)
+    share = context.workers.share(batches.batch)
+    saved_at = time.monotonic()
+
+    for step in progress(range(done + 1, steps + 1), steps - done, "train"):
+        real = batches.at(step)[share]
+        with meter.counting():
+            meter.add(trainee.step(real, step, context.generator("step", step)))
+        if step % log_every and step != steps:
+            continue
+        row = {"step": step, "epoch": step * batches.batch / len(patches), **meter.read()}
+        is_finite = np.isfinite(list(row.values())).all()
+        if is_finite and (step % sample_every == 0 or step == steps):
+            shown = trainee.show()
+            row |= trainee.assess(shown)
+            _save_samples(context, shown, step)
+        history.append(row)
+        _save_history(context, history)
+        reason = trainee.trouble(history, steps)
+        if reason:
+            raise InputError(f"{reason}; {_last_good(checkpoint, batches)}")
+        due = time.monotonic() - saved_at > context.checkpoint_s
+        if context.workers.is_first and due and trainee.is_well(history):
+            notes = {"step": step, "history": history, "identity": trainee.identity()}
+            save_checkpoint(checkpoint, trainee.networks, trainee.optimisers, notes)
+            saved_at = time.monotonic()
+    return history
+
+
+def _take_up(trainee: Trainee, checkpoint: Path, steps: int) -> tuple[int, list[dict]]:
+    """Return (steps done, history) of a checkpoint of this very training; (0, []) without one."""
+    notes = read_notes(checkpoint)
+    if notes is None:
+        return 0, []
+    ours, theirs, context = trainee.identity(), notes["identity"], trainee.context
+    differ = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if differ or notes["step"] > steps:
+        why = f"differs in {', '.join(differ)}" if differ else f"is of step {notes['step']}"
+        context.say(f"train: {checkpoint} is not of this run ({why}); training from the start")
+        if context.workers.is_first:
+            checkpoint.replace(checkpoint.with_name(f"other-{checkpoint.name}"))
+        return 0, []
+    load_checkpoint(checkpoint, trainee.networks, trainee.optimisers)
+    context.say(f"train: going on from step {notes['step']} of {steps} ({checkpoint})")
+    return notes["step"], notes["history"]
+
+
+class _Meter:
+    """Means of what the steps return, and how fast they go."""
+
+    def __init__(self, context: Context, batch: int) -> None:
+        self.context, self.batch = context, batch
+        self.peak = context.workers.world * peak_flops(context.device, context.dtype)
+        self.flops_per_step = 0
+        self._start()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the work of the first step that is taken inside."""
+        if self.flops_per_step:
+            yield
+            return
+        with WorkCounter() as counter:
+            yield
+        self.flops_per_step = self.context.workers.world * counter.flops
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in values.items():
+            self.values[name].append(value)
+
+    def read(self) -> dict[str, float]:
+        """Return the means over all processes since the last reading, and start anew."""
+        means = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
+        self.context.workers.average([means])
+        found = dict(zip(self.values, means.tolist(), strict=True))
+        steps_per_s = self.steps / (time.monotonic() - self.started)
+        found["patches_per_s"] = steps_per_s * self.batch
+        found["peak_fraction"] = steps_per_s * self.flops_per_step / self.peak
+        self._start()
+        return found
+
+    def _start(self) -> None:
+        self.values, self.steps = defaultdict(list), 0
+        self.started = time.monotonic()
+
+
+def _save_samples(context: Context, shown: Tensor, step: int) -> None:
+    if context.workers.is_first:
+        save_grid(shown[: PER_SIDE**2, 0], context.folder / f"samples-{step:08d}.png")
+
+
+def _save_history(context: Context, history: list[dict]) -> None:
+    if context.workers.is_first:
+        write_history(history, context.folder / "history.tsv")
+
+
+def write_history(history: list[dict], path: Path) -> None:
+    """Write the rows of a history as a table."""
+    with atomic_path(path) as temporary:
+        pd.DataFrame(history).to_csv(temporary, sep="\t", index=False, float_format="%.5g")
+
+
+def _last_good(checkpoint: Path, batches: ShuffledPatches) -> str:
+    notes = read_notes(checkpoint)
+    if notes is None:
+        return "no checkpoint was written before"
+    epochs = notes["step"] * batches.batch / len(batches)
+    return (
+        f"the last good checkpoint is {checkpoint}, step {notes['step']}; to keep the model as it "
+        f"was then, train again with epochs {epochs:.8g}"
+    )
