@@ -5,8 +5,8 @@ Usage: python benchmarks/mapping.py [--threads 2] [--gpus 1] [--rounds 10] [--pa
 The networks are those of the paper with random weights, the patches noise. Prints a TSV table,
 measure value unit baseline ratio. The baseline of a mapping is one image at a time as public code
 does it: gradients for all weights, f(x) anew at every step, batch norm by itself. The baseline of a
-share of the GEMM peak is that of the same loop. All take turns; the median of the rounds counts. The
-baseline of the memory is a run with fewer patches.
+share of the GEMM peak is that of the same loop. All take turns; the median of the rounds counts.
+The baseline of the memory is a run with fewer patches.
 """
 
 import argparse
