@@ -46,8 +46,9 @@ class ShuffledPatches:
     """Batches of `patches` (n, size, size), as (batch, 1, size, size) float32 on `device`.
 
     All patches are read into the device's memory, in their own compact type, when they take less
-    than half of what is free there and of `memory_mb` (0: no limit); else two groups at a time.
-    `flip` mirrors half of the patches along x.
+    than half of what is free there and of `memory_mb` (0: no limit), shared among `readers`
+    processes; else, or where `keep` is false, two groups at a time. `flip` mirrors half of the
+    patches along x.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class ShuffledPatches:
         device: torch.device,
         flip: bool = False,
         memory_mb: int = 0,
+        readers: int = 1,
+        keep: bool = True,
     ) -> None:
         self.patches, self.batch, self.seed = patches, min(batch, len(patches)), seed
         self.device, self.flip = device, flip
@@ -67,7 +70,8 @@ class ShuffledPatches:
         limit = free_memory(device)
         if memory_mb:
             limit = min(limit, memory_mb * 2**20)
-        self.resident = of_one * len(patches) < SHARE_OF_FREE_MEMORY * limit
+        needed = of_one * len(patches) * readers
+        self.resident = keep and needed < SHARE_OF_FREE_MEMORY * limit
         self._all = torch.from_numpy(patches[:]).to(device) if self.resident else None
         self._reader = ThreadPoolExecutor(1)
         self._orders: dict[int, np.ndarray] = {}

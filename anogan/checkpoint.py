@@ -33,7 +33,8 @@ def read_notes(path: Path) -> dict | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["notes"])
+            notes = json.loads(file.metadata()["notes"])
+        return {name: notes[name] for name in ("step", "history", "identity")}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to train from the start") from error
 
@@ -49,7 +50,7 @@ def load_checkpoint(
             network.load_state_dict(_below(tensors, f"{name}."))
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(_optimiser_state(optimiser, _below(tensors, f"{name}/")))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to train from the start") from error
 
 

@@ -22,11 +22,12 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature map of x."""
-        if not _is_worthwhile(self.weight, x, x.shape[2] * x.shape[3] // STRIDE**2):
-            return super().forward(x)
+        weight = self.weight  # may be computed, by spectral normalisation
+        if not _is_worthwhile(weight, x, x.shape[2] * x.shape[3] // STRIDE**2):
+            return self._conv_forward(x, weight, self.bias)
         windows = _Gather.apply(_rounded(x).permute(0, 2, 3, 1)).flatten(3)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (o, 25 c), as it lies in memory
-        return nn.functional.linear(windows, weight, self.bias).permute(0, 3, 1, 2)
+        product = weight.permute(0, 2, 3, 1).flatten(1)  # (o, 25 c), as it lies in memory
+        return nn.functional.linear(windows, product, self.bias).permute(0, 3, 1, 2)
 
 
 class TransposedConvolution(nn.ConvTranspose2d):

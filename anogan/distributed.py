@@ -5,18 +5,16 @@ are averaged, so the number of processes changes nothing but the last bits.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-
-from preprocessing.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,19 @@ class Workers:
         for value in values:
             dist.all_reduce(value)
             value.div_(self.world)
+
+    def wait(self) -> None:
+        """Return when all processes have come this far."""
+        if self.world > 1:
+            dist.barrier()
+
+    def agree(self, decision: bool, device: torch.device) -> bool:
+        """Return what the first process has decided."""
+        if self.world == 1:
+            return decision
+        value = torch.tensor(float(decision), device=device)
+        dist.broadcast(value, 0)
+        return bool(value)
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace the gradients of a network by their means over all processes."""
@@ -72,17 +83,16 @@ class _JoinedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         world = dist.get_world_size()
         wide = x.float()
-        sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
-        mean, square = all_reduce(sums) / world
-        variance = square - mean.square()
+        mean = all_reduce(wide.mean((0, 2, 3))) / world
+        centred = wide - mean[:, None, None]
+        variance = all_reduce(centred.square().mean((0, 2, 3))) / world
         n = world * x.numel() / x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def launched() -> bool:
@@ -90,15 +100,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def relaunch(arguments: list[str], processes: int) -> None:
-    """Run `python -m anogan ARGUMENTS` as several processes under torchrun; wait for them."""
+def relaunch(processes: int) -> NoReturn:
+    """Become torchrun, which runs this very command as several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "anogan", *arguments]
-    status = subprocess.run(command).returncode
-    if status:
-        raise InputError(
-            f"one of {processes} training processes failed (exit {status}); its error stands above"
-        )
+    command += [f"--nproc-per-node={processes}", "-m", "anogan", *sys.argv[1:]]
+    os.execv(sys.executable, command)  # so that what ends this process ends them as well
 
 
 @contextmanager

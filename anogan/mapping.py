@@ -164,7 +164,7 @@ class Mapper:
                 *scores, generated = exact(z)
             found = torch.stack(scores, dim=1), generated
             if best is not None:
-                better = found[0][:, 0] < best[0][:, 0]
+                better = (found[0][:, 0] < best[0][:, 0]) | best[0][:, 0].isnan()
                 found = (
                     torch.where(better[:, None], found[0], best[0]),
                     torch.where(better[:, None, None, None], found[1], best[1]),

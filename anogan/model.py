@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anogan.networks import Discriminator, Generator, check_architecture
+from anogan.networks import NORMS, Discriminator, Generator, check_architecture
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 
@@ -79,7 +79,8 @@ def load_model(folder: str | Path, device: torch.device) -> TrainedModel:
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         name, architecture = description["model"], description["architecture"]
-        if not isinstance(name, str) or not isinstance(architecture["patch_size"], int):
+        settled = isinstance(name, str) and isinstance(architecture["patch_size"], int)
+        if not settled or not isinstance(description.get("data", {}), dict):
             raise ValueError("model.json does not say what was trained")
         weights = load_file(folder / WEIGHTS, device=str(device))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -108,8 +109,11 @@ class Architecture:
         """Return the sizes that a model was trained with; InputError when they are missing."""
         try:
             found = model.architecture
+            sizes = (*found["channels"], found["latent"], found["patch_size"])
+            if not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise ValueError("sizes are whole numbers above 0")
             return cls(tuple(found["channels"]), found["latent"], found["patch_size"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{model.folder / DESCRIPTION}: no architecture ({error}); copy the file again"
             ) from error
@@ -117,9 +121,14 @@ class Architecture:
 
 def load_gan(model: TrainedModel) -> tuple[Generator, Discriminator]:
     """Return the trained generator and discriminator of a model "gan"."""
-    size = Architecture.of(model)
+    size, norm = Architecture.of(model), model.architecture.get("norm")
+    if norm not in NORMS:
+        raise InputError(
+            f"{model.folder / DESCRIPTION}: the discriminator's norm is {norm}, none of "
+            f"{', '.join(NORMS)}; copy the file again"
+        )
     device = next(iter(model.weights.values())).device
     generator = Generator(size.channels, size.latent).to(device)
-    discriminator = Discriminator(size.channels, model.architecture["norm"]).to(device)
+    discriminator = Discriminator(size.channels, norm).to(device)
     model.fill(generator=generator, discriminator=discriminator)
     return generator, discriminator

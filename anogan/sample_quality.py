@@ -8,6 +8,7 @@ FEATURE_SEED = 20180104  # of the feature network alone, so that every training 
 FEATURE_WIDTHS = (8, 16, 32, 64)
 FEATURE_LEAK = 0.2
 KERNEL_DEGREE = 3
+LEAST_STD = 0.1  # of the features' mean one; in OCT the steadiest feature has about 0.2
 
 
 def diversity(generated: Tensor, real: Tensor) -> float:
@@ -24,18 +25,21 @@ def _mean_distance(patches: Tensor) -> Tensor:
 
 
 class KernelDistance:
-    """Kernel distance (KID) of generated patches to `real` (n, 1, h, w), two patches or more.
+    """Kernel distance (KID) of generated patches to `real` (n, 1, h, w), which are not all alike.
 
     KID is the unbiased MMD^2 with a cubic kernel (Binkowski et al. 2018, arXiv 1801.01401). For
     want of an Inception network that knows OCT, the features are those of a fixed random network,
-    for patches of 32 pixels or more. Other real patches are about 0 away, often a little below.
-    Values compare only between generated patches that were held against the same real ones.
+    for patches of 32 pixels or more, each standardised by the real patches' mean and spread (a
+    spread near 0 counts as a small one, else it would outweigh all other features). Other real
+    patches are about 0 away, often a little below. Values compare only between
+    generated patches that were held against the same real ones.
     """
 
     def __init__(self, real: Tensor) -> None:
         self._weights = _random_weights(real.device)
         features = _features(real, self._weights)
-        self._mean, self._std = features.mean(0), features.std(0)
+        spread = features.std(0)
+        self._mean, self._std = features.mean(0), spread.clamp_min(LEAST_STD * spread.mean())
         self._real = self._standardise(features)
         self._within_real = _mean_over_pairs(_kernel(self._real, self._real))
 
@@ -48,7 +52,7 @@ class KernelDistance:
         return float(within + self._within_real - 2 * across)
 
     def _standardise(self, features: Tensor) -> Tensor:
-        return (features - self._mean) / self._std.clamp_min(1e-12)
+        return (features - self._mean) / self._std
 
 
 def _random_weights(device: torch.device) -> list[Tensor]:

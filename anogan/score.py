@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -137,8 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--patches", required=True, help="HDF5 of patches")
     parser.add_argument("--method", help="way to score (default: the model's own)")
-    parser.add_argument("--output", required=True, help="scores, .parquet")
-    parser.add_argument("--residual-output", required=True, help="pictures, .h5")
+    parser.add_argument("--output", help="scores (default: PATCHES.METHOD.parquet)")
+    parser.add_argument("--residual-output", help="rebuilt patches and residuals, .h5")
     parser.add_argument("--residuals", type=int, default=64, help="patches to keep pictures of")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1, help="of the starts of the search")
@@ -170,7 +171,9 @@ def command(args: argparse.Namespace) -> str:
             args.patches, scorer, method.SCORES, args.batch_size, args.residuals, device
         )
     table.insert(len(table.columns) - len(method.SCORES), "method", name)
-    with atomic_path(args.output) as temporary:
+    output = args.output or Path(args.patches).with_suffix(f".{name}.parquet")
+    with atomic_path(output) as temporary:
         table.to_parquet(temporary, index=False)
-        write_residuals(args.residual_output, args.patches, rows, rebuilt)
-    return f"{len(table)} patches scored by {name}"
+        if args.residual_output:
+            write_residuals(args.residual_output, args.patches, rows, rebuilt)
+    return f"{output}: {len(table)} patches scored by {name}"

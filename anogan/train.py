@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from preprocessing.patch_file import (
     read_index,
 )
 
-FINGERPRINT_PATCHES = 64
+FINGERPRINT_PATCHES = 4096
 
 
 def read_healthy(path: str) -> tuple[MappedPatches, dict, str]:
@@ -34,6 +33,8 @@ def read_healthy(path: str) -> tuple[MappedPatches, dict, str]:
     """
     with open_patches(path) as file:
         index = read_index(file)
+        if index.empty:
+            raise InputError(f"{path}: it holds no patches; look at what the stage qc has left out")
         if not (index["label"] == 0).all():
             raise InputError(
                 f"{path}: it holds patches that are not healthy; train on healthy eyes"
@@ -81,10 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Train a model and write it with its history and pictures."""
+    if not getattr(load_method(args.model), "USES_GPU", True):
+        args.gpus = 0
     device = prepare_device(args)
     if args.gpus > 1 and not launched():
-        relaunch(sys.argv[1:], args.gpus)
-        return ""
+        relaunch(args.gpus)
     with workers(device) as (place, device):
         return _train(args, place, device)
 

@@ -6,15 +6,16 @@ uninterrupted one would.
 """
 
 import argparse
+import hashlib
+import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,12 @@ from preprocessing.patch_file import MappedPatches
 from preprocessing.seeds import derive_seed
 
 HISTORY_ROWS = 200
-LONGEST_ROW = 1000  # steps
+LONGEST_ROW = 100  # steps
 SAMPLE_GRIDS = 20
+LEARNING_MODULES = (
+    *("autoencoder", "batches", "convolutions", "distributed", "losses", "networks", "training"),
+    *("methods/acae", "methods/gan"),
+)
 NOT_LEARNED = (  # options that do not decide what is learned
     *("model", "seed", "debug", "patches", "output", "training_folder", "checkpoint_s"),
     *("memory_mb", "threads", "gpus", "precision"),
@@ -141,8 +146,11 @@ class Trainee:
 
     def identity(self) -> dict:
         """Return what a training must have in common with the checkpoint that it takes up."""
+        files = (Path(__file__).parent / f"{name}.py" for name in LEARNING_MODULES)
+        code = b"".join(file.read_bytes() for file in files)
         learned = {key: value for key, value in settings(self.args).items() if key != "epochs"}
         return learned | {
+            "code": hashlib.sha256(code).hexdigest(),
             "model": self.args.model,
             "seed": self.context.seed,
             "patches": self.context.data,
@@ -177,13 +185,8 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
     Raises InputError when the training fails; its last good checkpoint stays in the folder.
     """
     args, context = trainee.args, trainee.context
-    batches = ShuffledPatches(
-        patches, args.batch_size, context.seed, context.device, args.flip, context.memory_mb
-    )
-    world = context.workers.world
-    if batches.batch % world:
-        raise InputError(f"train: batch_size is {batches.batch}, not a multiple of {world} GPUs")
-    steps = max(1, round(args.epochs * len(patches) / batches.batch))
+    batches = _batches(patches, args, context)
+    steps = planned_steps(args, len(patches))
     log_every = max(1, min(steps // HISTORY_ROWS, LONGEST_ROW))
     sample_every = log_every * max(1, steps // SAMPLE_GRIDS // log_every)
     checkpoint = context.folder / CHECKPOINT
@@ -193,46 +196,95 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
     saved_at = time.monotonic()
 
     for step in progress(range(done + 1, steps + 1), steps - done, "train"):
-        real = batches.at(step)[share]
         with meter.counting():
-            meter.add(trainee.step(real, step, context.generator("step", step)))
+            logged = trainee.step(batches.at(step)[share], step, context.generator("step", step))
+        meter.add(logged)
         if step % log_every and step != steps:
             continue
         row = {"step": step, "epoch": step * batches.batch / len(patches), **meter.read()}
-        is_finite = np.isfinite(list(row.values())).all()
-        if is_finite and (step % sample_every == 0 or step == steps):
-            shown = trainee.show()
-            row |= trainee.assess(shown)
-            _save_samples(context, shown, step)
         history.append(row)
-        _save_history(context, history)
+        due = time.monotonic() - saved_at > context.checkpoint_s
+        due = context.workers.agree(due, context.device)
         reason = trainee.trouble(history, steps)
+        if not reason and (due or step % sample_every == 0 or step == steps):
+            reason = _look(trainee, row) or trainee.trouble(history, steps)
+        _save_history(context, history)
         if reason:
             raise InputError(f"{reason}; {_last_good(checkpoint, batches)}")
-        due = time.monotonic() - saved_at > context.checkpoint_s
-        if context.workers.is_first and due and trainee.is_well(history):
+        if due and trainee.is_well(history):
             notes = {"step": step, "history": history, "identity": trainee.identity()}
-            save_checkpoint(checkpoint, trainee.networks, trainee.optimisers, notes)
+            if context.workers.is_first:
+                save_checkpoint(checkpoint, trainee.networks, trainee.optimisers, notes)
             saved_at = time.monotonic()
     return history
 
 
+def planned_steps(args: argparse.Namespace, n: int) -> int:
+    """Return how many steps the options make of n patches."""
+    return max(1, round(args.epochs * n / min(args.batch_size, n)))
+
+
+def _batches(patches: MappedPatches, args: argparse.Namespace, context: Context) -> ShuffledPatches:
+    """Return the training's batches; InputError when there can be none."""
+    world = context.workers.world
+    if len(patches) < 2 or args.batch_size < 2 or not 0 < args.epochs < math.inf:
+        raise InputError(
+            f"train: {len(patches)} patches in batches of {args.batch_size} for {args.epochs} "
+            "epochs; there must be at least 2 patches, 2 in a batch, and some of an epoch"
+        )
+    batches = ShuffledPatches(
+        patches,
+        args.batch_size,
+        context.seed,
+        context.device,
+        args.flip,
+        context.memory_mb,
+        readers=world,
+    )
+    if batches.batch % world:
+        raise InputError(f"train: batch_size is {batches.batch}, not a multiple of {world} GPUs")
+    return batches
+
+
+def _look(trainee: Trainee, row: dict) -> str | None:
+    """Measure what the networks make, into the history's last row, and keep a picture of it.
+
+    Returns what is wrong if their weights are broken, which the losses, being of the step before,
+    do not show yet.
+    """
+    states = [value for net in trainee.networks.values() for value in net.state_dict().values()]
+    if not all(bool(torch.isfinite(value).all()) for value in states):
+        return (
+            f"training diverged at step {row['step']} (weights are not finite); "
+            f"lower {trainee.args.model}: learning_rate"
+        )
+    shown = trainee.show()
+    row |= trainee.assess(shown)
+    if trainee.context.workers.is_first:
+        picture = trainee.context.folder / f"samples-{row['step']:08d}.png"
+        save_grid(shown[: PER_SIDE**2, 0], picture)
+    return None
+
+
 def _take_up(trainee: Trainee, checkpoint: Path, steps: int) -> tuple[int, list[dict]]:
     """Return (steps done, history) of a checkpoint of this very training; (0, []) without one."""
-    notes = read_notes(checkpoint)
-    if notes is None:
-        return 0, []
-    ours, theirs, context = trainee.identity(), notes["identity"], trainee.context
-    differ = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-    if differ or notes["step"] > steps:
+    notes, context = read_notes(checkpoint), trainee.context
+    context.workers.wait()  # until all have read it
+    if notes is not None:
+        ours, theirs = trainee.identity(), notes["identity"]
+        differ = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+        if not differ and notes["step"] <= steps:
+            load_checkpoint(checkpoint, trainee.networks, trainee.optimisers)
+            context.say(f"train: going on from step {notes['step']} of {steps} ({checkpoint})")
+            return notes["step"], notes["history"]
         why = f"differs in {', '.join(differ)}" if differ else f"is of step {notes['step']}"
         context.say(f"train: {checkpoint} is not of this run ({why}); training from the start")
-        if context.workers.is_first:
+    if context.workers.is_first:
+        if notes is not None:
             checkpoint.replace(checkpoint.with_name(f"other-{checkpoint.name}"))
-        return 0, []
-    load_checkpoint(checkpoint, trainee.networks, trainee.optimisers)
-    context.say(f"train: going on from step {notes['step']} of {steps} ({checkpoint})")
-    return notes["step"], notes["history"]
+        for picture in context.folder.glob("samples-*.png"):
+            picture.unlink()
+    return 0, []
 
 
 class _Meter:
@@ -241,18 +293,12 @@ class _Meter:
     def __init__(self, context: Context, batch: int) -> None:
         self.context, self.batch = context, batch
         self.peak = context.workers.world * peak_flops(context.device, context.dtype)
-        self.flops_per_step = 0
+        self.flops_per_step, self._counter = 0.0, WorkCounter()
         self._start()
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count the work of the first step that is taken inside."""
-        if self.flops_per_step:
-            yield
-            return
-        with WorkCounter() as counter:
-            yield
-        self.flops_per_step = self.context.workers.world * counter.flops
+    def counting(self) -> AbstractContextManager:
+        """Return a context that counts the work of a step, for as long as it is not known."""
+        return nullcontext() if self.flops_per_step else self._counter
 
     def add(self, values: dict[str, Tensor]) -> None:
         self.steps += 1
@@ -265,6 +311,9 @@ class _Meter:
         self.context.workers.average([means])
         found = dict(zip(self.values, means.tolist(), strict=True))
         steps_per_s = self.steps / (time.monotonic() - self.started)
+        if not self.flops_per_step:
+            world = self.context.workers.world
+            self.flops_per_step = world * self._counter.flops / self.steps
         found["patches_per_s"] = steps_per_s * self.batch
         found["peak_fraction"] = steps_per_s * self.flops_per_step / self.peak
         self._start()
@@ -273,11 +322,6 @@ class _Meter:
     def _start(self) -> None:
         self.values, self.steps = defaultdict(list), 0
         self.started = time.monotonic()
-
-
-def _save_samples(context: Context, shown: Tensor, step: int) -> None:
-    if context.workers.is_first:
-        save_grid(shown[: PER_SIDE**2, 0], context.folder / f"samples-{step:08d}.png")
 
 
 def _save_history(context: Context, history: list[dict]) -> None:

@@ -13,6 +13,8 @@ COLLAPSED_SAMPLES = 3
 COLLAPSED_SHARE = 0.05  # of the planned steps, from the first of these samples to the last
 WARM_UP = 0.25  # of the planned steps, unless the generator was diverse before
 CERTAIN = 0.99
+MARGIN = 1.0  # logits beyond it on their side have no hinge loss, so that D learns nothing
+MARGIN_LOSS = 0.01
 CERTAIN_ROWS = 20
 CERTAIN_SHARE = 0.25  # of the planned steps
 SHORT = 1000  # steps that say nothing yet, however few are planned
@@ -26,10 +28,10 @@ REMEDY = (
 def check(history: list[dict], planned_steps: int) -> str | None:
     """Return in one sentence why the training has failed and what to do, or None if it has not.
 
-    Rows of `history` hold `step` and any of `d_loss`, `g_loss`, the probabilities `d_real` and
-    `d_fake`, and `diversity` and `kid` of `anogan.sample_quality`. A value of the last four that is
-    absent, None or NaN was not measured; leave `d_real` and `d_fake` out where they are no
-    probabilities. Losses are looked up in the last row only, so call this for every row.
+    Rows of `history` hold `step` and any of `d_loss`, `g_loss`, D's mean probabilities `d_real` and
+    `d_fake` or, where it has none, its mean logits `critic_real` and `critic_fake`, and `diversity`
+    and `kid` of `anogan.sample_quality`. What was not measured is absent. Whether numbers are
+    finite is looked up in the last row only, so call this for every row.
     """
     if not history:
         return None
@@ -43,7 +45,9 @@ def check(history: list[dict], planned_steps: int) -> str | None:
 
 def is_suspect(history: list[dict]) -> bool:
     """Tell whether the last rows look as if a failure began, so that no state of them is kept."""
-    samples = [row["diversity"] for row in history if _measured(row, "diversity")]
+    if history and _not_finite(history[-1]):
+        return True
+    samples = [row["diversity"] for row in history if "diversity" in row]
     lost_diversity = bool(samples) and samples[-1] < COLLAPSED <= max(samples)
     certain = len(history) >= CERTAIN_ROWS and all(map(_is_certain, history[-CERTAIN_ROWS:]))
     return lost_diversity or certain
@@ -51,14 +55,15 @@ def is_suspect(history: list[dict]) -> bool:
 
 def _not_finite(row: dict) -> str | None:
     for name in ("d_loss", "g_loss"):
-        value = row.get(name)
-        if value is not None and not math.isfinite(value):
-            return f"training diverged at step {row['step']} ({name} is {value})"
+        if not math.isfinite(row.get(name, 0.0)):
+            return f"training diverged at step {row['step']} ({name} is {row[name]})"
+    if math.isnan(row.get("diversity", 0.0)):
+        return f"training diverged at step {row['step']} (generated patches hold NaN)"
     return None
 
 
 def _collapsed(history: list[dict], planned_steps: int) -> str | None:
-    samples = [row for row in history if _measured(row, "diversity")]
+    samples = [row for row in history if "diversity" in row]
     low = list(takewhile(lambda row: row["diversity"] < COLLAPSED, reversed(samples)))[::-1]
     if len(low) < COLLAPSED_SAMPLES:
         return None
@@ -85,7 +90,7 @@ def _one_sided(history: list[dict], planned_steps: int) -> str | None:
     first, last = certain[0]["step"], certain[-1]["step"]
     if last - first < max(SHORT, CERTAIN_SHARE * planned_steps):
         return None
-    distances = [row["kid"] for row in certain if _measured(row, "kid")]
+    distances = [row["kid"] for row in certain if "kid" in row]
     half = len(distances) // 2
     if not half or min(distances[half:]) < min(distances[:half]):
         return None
@@ -96,9 +101,13 @@ def _one_sided(history: list[dict], planned_steps: int) -> str | None:
 
 
 def _is_certain(row: dict) -> bool:
-    known = _measured(row, "d_real", "d_fake")
-    return known and row["d_real"] > CERTAIN and row["d_fake"] < 1 - CERTAIN
+    """Tell whether D knows all patches: by its probabilities, or past the margin of a hinge loss.
 
-
-def _measured(row: dict, *names: str) -> bool:
-    return all(row.get(name) is not None and math.isfinite(row[name]) for name in names)
+    The loss of a WGAN-GP critic, the distance it has found, is far below 0 with such logits.
+    """
+    if "d_real" in row:
+        return row["d_real"] > CERTAIN and row["d_fake"] < 1 - CERTAIN
+    if "critic_real" in row:
+        apart = row["critic_real"] > MARGIN and row["critic_fake"] < -MARGIN
+        return apart and 0 <= row["d_loss"] < MARGIN_LOSS
+    return False

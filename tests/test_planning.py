@@ -12,6 +12,7 @@ import yaml
 
 from anogan import score_tables
 from planning import code_version as versions
+from planning import models
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
 from planning.models import (
@@ -19,6 +20,7 @@ from planning.models import (
     headline,
     known_methods,
     model_of,
+    models_of,
     score_options,
     train_options,
 )
@@ -184,7 +186,7 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"map": {"steps": "many"}}, "map: steps: 'many' is not of type 'integer'"),
         ({"map": 3}, "map: 3 is not of type 'object'"),
         ({"flatten": {"mode": "rpe"}}, "flatten: mode: 'rpe' is not one of"),
-        ({"patches": {"size": 32}}, "model: channels has 4 numbers"),
+        ({"patches": {"size": 32}}, "gan: channels has 4 numbers"),
         ({"normalise": {"percentiles": [99, 1]}}, "the first must be the smaller"),
         ({"map": {"feature_layer": 5}}, "map: feature_layer"),
         ({"map": {"feature_layer": "last"}}, "map: feature_layer"),
@@ -244,6 +246,7 @@ def test_every_key_of_a_model_is_an_option_of_its_training(model):
     options = shlex.split(train_options(config, model))
     given = vars(stage_options("train", model, *files, *options))
     assert {key: given[key] for key in config[model]} == config[model]
+    assert given["seed"] == config["seed"]
     learned = set(given) - {"model", "patches", "output", "training_folder", "debug", "seed"}
     learned -= {"checkpoint_s", "memory_mb", "threads", "gpus", "precision"}
     assert learned == set(config[model])  # and none is missing in the config
@@ -260,10 +263,39 @@ def test_a_method_is_scored_with_the_options_that_it_heeds(method):
     assert given["weight"] == (0.3 if weighs else 0.1)
 
 
-@pytest.mark.parametrize("method", known_methods())
-def test_the_planner_knows_what_the_modules_say(method):
-    module = importlib.import_module(f"anogan.methods.{method}")
-    assert model_of(method) == module.MODEL
+def test_the_planner_knows_the_methods():
+    assert known_methods() == ["acae", "ae", "anogan", "gan_r", "p_d", "pca"]
+    for method in known_methods():
+        assert model_of(method) == importlib.import_module(f"anogan.methods.{method}").MODEL
+
+
+def test_what_a_method_does_not_heed_is_not_passed_to_it():
+    """So that it reruns nothing."""
+    fp32, bf16 = (
+        resolve_config({"precision": p, "seed": n}) for n, p in ((1, "fp32"), (2, "bf16"))
+    )
+    for method in known_methods():
+        same = score_options(fp32, method) == score_options(bf16, method)
+        assert same is (method not in ("anogan", "gan_r"))
+    assert "precision" not in train_options(fp32, "pca")
+
+
+def test_sizes_of_networks_that_are_not_trained_do_not_matter(tmp_path):
+    (tmp_path / "model.json").touch()
+    resolve_config({"methods": ["pca"], "patches": {"size": 32}})
+    existing = {"gan": str(tmp_path)}
+    resolve_config({"methods": ["anogan"], "patches": {"size": 32}, "existing_models": existing})
+
+
+def test_a_method_is_a_module_and_a_section_or_a_model_that_there_is(tmp_path, monkeypatch):
+    folder = tmp_path / "anogan/methods"
+    shutil.copytree(ROOT / "anogan/methods", folder)
+    (folder / "mine.py").write_text('"""Mine."""\n\nMODEL = "gan"\nSCORES = ("s",)\n')
+    (folder / "other.py").write_text('"""Other."""\n\nMODEL = "other"\nSCORES = ("s",)\n')
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    assert models_of(resolve_config({"methods": ["mine"]})["methods"]) == ["gan"]
+    with pytest.raises(PlanningError, match="no section 'other'"):
+        resolve_config({"methods": ["other"]})
 
 
 def test_the_leading_method_is_that_of_the_report():

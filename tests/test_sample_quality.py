@@ -91,6 +91,19 @@ def test_other_sizes_are_measured_as_well(size):
     assert abs(fine) < 0.5 < coarse
 
 
+def test_what_all_real_patches_share_does_not_outweigh_the_rest(real, other):
+    """Real patches of one brightness and contrast, up to rounding."""
+
+    def alike(patches):
+        mean, std = patches.mean((1, 2, 3), keepdim=True), patches.std((1, 2, 3), keepdim=True)
+        return 0.2 * (patches - mean) / std
+
+    distance, worse = KernelDistance(alike(real)), alike(blurred(other, 2))
+    assert abs(distance(alike(other))) < 0.1
+    for slightly_off in (alike(other) + 0.02, 1.05 * alike(other), noisy(alike(other), 0.05)):
+        assert 1 < distance(slightly_off) < distance(worse)
+
+
 def test_order_repetition_and_the_global_seed_change_nothing(real, other, distance):
     first = distance(other)
     torch.manual_seed(5)

@@ -2,7 +2,9 @@
 
 Scoring: `MODEL`, the trained model it needs; `SCORES`, its columns, the method's own score first;
 `scorer(model, options, device, dtype)`, which returns a function from patches x (n, 1, h, w) and
-their keys (n) to (scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None).
+their keys (n) to (scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None). `HEEDS` names the
+groups of options of `score` that it heeds: "search" and "composition"; the workflow reads it, and
+`MODEL`, without importing the module.
 Training, in the module named as the model: `add_train_arguments(parser)` and
 `fit(patches, args, context)`, which returns a `Fitted`.
 """

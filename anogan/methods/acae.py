@@ -22,6 +22,7 @@ from preprocessing.patch_file import MappedPatches
 
 MODEL = "acae"
 SCORES = ("A", "R", "D")
+HEEDS = ("composition",)  # options of `score`
 LOSS = LOSSES["dcgan"]
 D_LEARNING_RATE = 0.1  # as a fraction of the autoencoder's
 

@@ -10,6 +10,7 @@ from anogan.scores import feature_matching
 
 MODEL = "gan"
 SCORES = ("A", "R", "D")
+HEEDS = ("search", "composition")  # options of `score`
 
 
 def scorer(

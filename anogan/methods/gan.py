@@ -12,8 +12,9 @@ from anogan.model import Architecture, weights_of
 from anogan.networks import Discriminator, Generator
 from anogan.pictures import PER_SIDE
 from anogan.sample_quality import KernelDistance, diversity
-from anogan.training import Context, Fitted, Trainee, add_loop_arguments, train
+from anogan.training import Context, Fitted, Trainee, add_loop_arguments, planned_steps, train
 from anogan.watch import check, is_suspect
+from preprocessing.errors import InputError
 from preprocessing.patch_file import MappedPatches
 
 ASSESSED = 256  # patches that diversity and distance are measured on
@@ -32,6 +33,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> Fitted:
     """Train generator and discriminator on healthy patches (n, size, size)."""
     architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
+    if not 1 <= args.critic_steps <= planned_steps(args, len(patches)):
+        raise InputError(
+            f"train: critic_steps is {args.critic_steps}; it must be at least 1, and at most the "
+            "number of steps, or the generator learns nothing"
+        )
     gan = Gan(architecture, patches, args, context)
     history = train(gan, patches)
     sizes = {**vars(architecture), "norm": gan.loss.norm}

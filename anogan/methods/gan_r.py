@@ -13,6 +13,7 @@ from anogan.networks import Discriminator
 
 MODEL = "gan"
 SCORES = ("A_hat", "R", "D_hat")
+HEEDS = ("search", "composition")  # options of `score`
 
 
 def scorer(

@@ -17,6 +17,7 @@ from preprocessing.patch_file import MappedPatches
 
 MODEL = "pca"
 SCORES = ("L2", "R")
+USES_GPU = False  # to be trained
 BATCH_PER_COMPONENT = 4  # the cost of a patch grows with the batch, the loss with their number
 
 
@@ -40,9 +41,7 @@ def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> F
             f"not {args.components}; set pca: components"
         )
     steps = max(1, n // (BATCH_PER_COMPONENT * args.components))
-    batches = ShuffledPatches(
-        patches, n // steps, context.seed, torch.device("cpu"), memory_mb=context.memory_mb
-    )
+    batches = ShuffledPatches(patches, n // steps, context.seed, torch.device("cpu"), keep=False)
     pca = IncrementalPCA(args.components)
     history = []
     for step in progress(range(1, steps + 1), steps, "train"):

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from planning.errors import PlanningError
-from planning.models import known_methods, model_of, models_of
+from planning.models import known_methods, models_of
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -34,10 +34,9 @@ def resolve_config(config: dict) -> dict:
         for model, folder in resolved["existing_models"].items()
     }
     _check_methods(resolved)
-    for section in ("model", *models_of(resolved["methods"])):
-        if "channels" in resolved[section]:
-            _check_architecture(resolved, section)
-    _check_feature_layer(resolved)
+    for model in models_of(resolved["methods"]):
+        if model not in resolved["existing_models"]:
+            _check_training(resolved, model)
     _check_search(resolved["map"])
     _check_percentiles(*resolved["normalise"]["percentiles"])
     return resolved
@@ -49,11 +48,6 @@ def _check_methods(config: dict) -> None:
         if method not in known:
             raise PlanningError(
                 f"config: methods: there is no method '{method}'; there are {', '.join(known)}"
-            )
-        if model_of(method) not in config:
-            raise PlanningError(
-                f"config: the schema has no section '{model_of(method)}' to train {method} with; "
-                "docs/methods.md says how to add a method"
             )
     models = models_of(config["methods"])
     for model, folder in config["existing_models"].items():
@@ -83,21 +77,25 @@ def _fill_sizes(config: dict, schema: dict) -> None:
                 config[name].setdefault(key, copy.deepcopy(value))
 
 
-def _check_architecture(config: dict, section: str) -> None:
-    n, size = len(config[section]["channels"]), config["patches"]["size"]
+def _check_training(config: dict, model: str) -> None:
+    if model not in config:
+        raise PlanningError(
+            f"config: the schema has no section '{model}' to train it by; docs/methods.md says how "
+            "to add a method"
+        )
+    if "channels" not in config[model]:
+        return
+    n, size = len(config[model]["channels"]), config["patches"]["size"]
     if 4 * 2**n != size:
         raise PlanningError(
-            f"config: {section}: channels has {n} numbers, which makes patches of {4 * 2**n} "
+            f"config: {model}: channels has {n} numbers, which makes patches of {4 * 2**n} "
             f"pixels, but patches: size is {size}; sizes 32, 64 and 128 need 3, 4 and 5 numbers"
         )
-
-
-def _check_feature_layer(config: dict) -> None:
-    n, layer = len(config["model"]["channels"]), config["map"]["feature_layer"]
+    layer = config["map"]["feature_layer"]
     if layer != "all" and layer > n:
         raise PlanningError(
-            f"config: map: feature_layer is {layer}, but the "
-            f"discriminator has {n} convolutions; 0 means the last"
+            f"config: map: feature_layer is {layer}, but the discriminator of {model} has {n} "
+            "convolutions; 0 means the last"
         )
 
 

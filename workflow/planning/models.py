@@ -1,30 +1,47 @@
 """Which models the methods of a config need, and the options of their commands."""
 
+import ast
+import functools
 import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODEL_OF = {"anogan": "gan", "gan_r": "gan", "p_d": "gan"}  # others have one of their own name
-SEARCHING = ("anogan", "gan_r")
-COMPARING_FEATURES = ("lambda", "weighting", "feature_layer", "feature_distance")
 LEADING = ("anogan", "gan_r", "p_d", "acae", "ae", "pca")  # the first that runs leads the report
-NOT_OF_SEARCH = ("chunks", "residuals", "batch_size")
+COMPOSITION = ("lambda", "weighting", "feature_layer", "feature_distance")
+ALWAYS = ("batch_size", "residuals")
+NO_OPTION = ("chunks",)
+
+
+@functools.cache
+def _constants(method: str) -> dict[str, object]:
+    """Return the constants that a method's module says of itself, read without importing it."""
+    path = ROOT / "anogan" / "methods" / f"{method}.py"
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("MODEL", "HEEDS"):
+            found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    return found
 
 
 def known_methods() -> list[str]:
     """Return the methods there are modules for."""
     modules = sorted(path.stem for path in (ROOT / "anogan" / "methods").glob("*.py"))
-    return [name for name in modules if name not in ("__init__", *MODEL_OF.values())]
+    return [name for name in modules if "MODEL" in _constants(name)]
 
 
 def model_of(method: str) -> str:
     """Return the model that a method scores with."""
-    return MODEL_OF.get(method, method)
+    return _constants(method)["MODEL"]
 
 
 def models_of(methods: list[str]) -> list[str]:
     """Return the models that methods need, each once."""
     return list(dict.fromkeys(model_of(method) for method in methods))
+
+
+def heeds(method: str, group: str) -> bool:
+    """Tell whether a method heeds a group of the options of `score`: search or composition."""
+    return group in _constants(method).get("HEEDS", ())
 
 
 def headline(methods: list[str]) -> str:
@@ -34,18 +51,23 @@ def headline(methods: list[str]) -> str:
 
 def train_options(config: dict, model: str) -> str:
     """Return the options of `train MODEL`: the config's section of that name."""
-    return _options(config[model])
+    options = {**config[model], "seed": config["seed"]}
+    if "epochs" in options:  # a network
+        options["precision"] = config["precision"]
+    return _options(options)
 
 
 def score_options(config: dict, method: str) -> str:
     """Return the options of `score` that a method heeds, so that the others rerun nothing."""
     section = config["map"]
-    heeded = ["batch_size", "residuals"]
-    if method in SEARCHING:
-        heeded += [key for key in section if key not in NOT_OF_SEARCH]
-    elif method == "acae":
-        heeded += COMPARING_FEATURES
-    return _options({key: section[key] for key in heeded})
+    options = {key: section[key] for key in ALWAYS}
+    if heeds(method, "composition"):
+        options |= {key: section[key] for key in COMPOSITION}
+    if heeds(method, "search"):
+        others = (*ALWAYS, *COMPOSITION, *NO_OPTION)
+        options |= {key: value for key, value in section.items() if key not in others}
+        options |= {"seed": config["seed"], "precision": config["precision"]}
+    return _options(options)
 
 
 def _options(section: dict) -> str:

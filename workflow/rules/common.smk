@@ -13,7 +13,7 @@ sys.path.insert(0, workflow.basedir)
 from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
-from planning.models import SEARCHING, headline, model_of, models_of, score_options, train_options
+from planning.models import headline, heeds, model_of, models_of, score_options, train_options
 from planning.sample_sheet import PHANTOM_FOLDER, read_sample_sheet
 from planning.sources import source_files
 

@@ -26,16 +26,13 @@ rule train:
         code=code_version("anogan.train"),
         of_model=lambda wildcards: code_version(f"anogan.methods.{wildcards.model}"),
         options=lambda wildcards: train_options(config, wildcards.model),
-        precision=config["precision"],
-        seed=config["seed"],
         folder=subpath(output.description, parent=True),
         # what is seen while it runs and what a killed training goes on from: no declared output,
         # as those are removed when the job fails
         meanwhile=lambda wildcards: f"{RESULTS}/training/{wildcards.model}",
     shell:
         "python -m anogan train {wildcards.model} --patches {input:q} {params.options}"
-        " --seed {params.seed} --threads {threads} --gpus {resources.gpu}"
-        " --precision {params.precision} --memory-mb {resources.mem_mb}"
+        " --threads {threads} --gpus {resources.gpu} --memory-mb {resources.mem_mb}"
         " --training-folder {params.meanwhile:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
@@ -53,7 +50,7 @@ rule score:
         f"{RESULTS}/benchmarks/score/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: 8 if wildcards.method in SEARCHING else 1
+    threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
     resources:
         gpu=min(1, config["gpus"]),
         mem_mb=memory(4000),
@@ -62,11 +59,9 @@ rule score:
         code=code_version("anogan.score"),
         of_method=lambda wildcards: code_version(f"anogan.methods.{wildcards.method}"),
         options=lambda wildcards: score_options(config, wildcards.method),
-        precision=config["precision"],
-        seed=config["seed"],
         folder=subpath(input.description, parent=True),
     shell:
         "python -m anogan score --patches {input.patches:q} --model {params.folder:q}"
-        " --method {wildcards.method} {params.options} --seed {params.seed} --threads {threads}"
-        " --gpus {resources.gpu} --precision {params.precision} --output {output.scores:q}"
+        " --method {wildcards.method} {params.options} --threads {threads}"
+        " --gpus {resources.gpu} --output {output.scores:q}"
         " --residual-output {output.residuals:q} > {log:q} 2>&1"

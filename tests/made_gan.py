@@ -1,0 +1,36 @@
+"""Small patches with a pattern to learn, and a small GAN that learns it in seconds."""
+
+import argparse
+
+import numpy as np
+import torch
+
+from anogan.methods import gan as gan_module
+from anogan.methods.gan import Gan
+from anogan.model import Architecture
+from anogan.training import Context
+
+LOSSES = ("dcgan", "wgan-gp", "hinge")
+TINY = ("--channels", 16, 8, 8, "--latent", 6, "--batch-size", 16, "--learning-rate", 1e-3)
+
+
+def stripes(n: int) -> np.ndarray:
+    """Patches (n, 32, 32) with one bright band at a random height."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(32)[None, :, None]
+    band = np.abs(rows - rng.uniform(8, 24, (n, 1, 1))) < 4
+    return np.where(np.broadcast_to(band, (n, 32, 32)), 0.8, -0.8).astype(np.float16)
+
+
+def real_batch() -> torch.Tensor:
+    """Patches (16, 1, 32, 32) to learn from."""
+    return torch.from_numpy(stripes(16)).float().unsqueeze(1)
+
+
+def make_gan(folder, *extra, **where) -> Gan:
+    """A GAN as it is before its first step."""
+    parser = argparse.ArgumentParser()
+    gan_module.add_train_arguments(parser)
+    args = parser.parse_args([str(part) for part in (*TINY, *extra)])
+    context = Context(torch.device("cpu"), torch.float32, seed=1, folder=folder, **where)
+    return Gan(Architecture((16, 8, 8), 6, 32), stripes(64), args, context)
