@@ -86,13 +86,10 @@ def fit_autoencoder(
     return Fitted(weights_of(**trainee.networks), vars(architecture), history, trainee.show())
 
 
-def load_autoencoder(
-    model: TrainedModel, device: torch.device, **others: ConvolutionStack
-) -> Autoencoder:
+def load_autoencoder(model: TrainedModel, **others: ConvolutionStack) -> Autoencoder:
     """Return a trained autoencoder, frozen; `others` get their weights and are frozen as well."""
-    autoencoder = Autoencoder(Architecture.of(model))
+    with torch.device("meta"):
+        autoencoder = Autoencoder(Architecture.of(model))
     model.fill(autoencoder=autoencoder, **others)
-    for network in (autoencoder, *others.values()):
-        network.to(device)
     freeze(autoencoder.encoder, autoencoder.decoder, *others.values())
     return autoencoder

@@ -36,14 +36,17 @@ class TrainedModel:
         return self.description["architecture"]
 
     def fill(self, **networks: nn.Module) -> None:
-        """Load the weights `name.*` into each network; InputError when they do not fit."""
+        """Give each network the weights `name.*`; InputError when they do not fit.
+
+        Networks made under `torch.device("meta")` take no memory before it is known that they fit.
+        """
         for name, network in networks.items():
             prefix = f"{name}."
             own = {
                 k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)
             }
             try:
-                network.load_state_dict(own)
+                network.load_state_dict(own, assign=True)
             except RuntimeError as error:
                 raise InputError(
                     f"{self.folder}: the weights of the {name} do not fit model.json ({error}); "
@@ -127,8 +130,8 @@ def load_gan(model: TrainedModel) -> tuple[Generator, Discriminator]:
             f"{model.folder / DESCRIPTION}: the discriminator's norm is {norm}, none of "
             f"{', '.join(NORMS)}; copy the file again"
         )
-    device = next(iter(model.weights.values())).device
-    generator = Generator(size.channels, size.latent).to(device)
-    discriminator = Discriminator(size.channels, norm).to(device)
+    with torch.device("meta"):
+        generator = Generator(size.channels, size.latent)
+        discriminator = Discriminator(size.channels, norm)
     model.fill(generator=generator, discriminator=discriminator)
     return generator, discriminator

@@ -151,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Score one patch file with one method."""
     if args.batch_size < 1:
-        raise InputError(f"score: a batch of {args.batch_size} patches; give at least 1")
+        raise InputError(f"a batch of {args.batch_size} patches; give at least 1")
     device = prepare_device(args)
     model = load_model(args.model, device)
     name = args.method or OWN_METHOD.get(model.name, model.name)

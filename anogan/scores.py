@@ -103,7 +103,7 @@ def feature_matching(settings: ScoreSettings, depth: int) -> Discrimination:
     """
     if settings.feature_layer not in (ALL_LAYERS, *range(depth + 1)):
         raise InputError(
-            f"score: feature_layer is {settings.feature_layer}; the discriminator has the layers "
+            f"feature_layer is {settings.feature_layer}; the discriminator has the layers "
             f"1 to {depth} (0 means the last, all every one)"
         )
     distance = DISTANCES[settings.feature_distance]

@@ -185,8 +185,8 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
     Raises InputError when the training fails; its last good checkpoint stays in the folder.
     """
     args, context = trainee.args, trainee.context
-    batches = _batches(patches, args, context)
     steps = planned_steps(args, len(patches))
+    batches = _batches(patches, args, context)
     log_every = max(1, min(steps // HISTORY_ROWS, LONGEST_ROW))
     sample_every = log_every * max(1, steps // SAMPLE_GRIDS // log_every)
     checkpoint = context.folder / CHECKPOINT
@@ -220,18 +220,19 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
 
 
 def planned_steps(args: argparse.Namespace, n: int) -> int:
-    """Return how many steps the options make of n patches."""
+    """Return how many steps the options make of n patches; InputError when they make no sense."""
+    if n < 2 or args.batch_size < 2 or not 0 < args.epochs < math.inf or not args.learning_rate > 0:
+        raise InputError(
+            f"{n} patches in batches of {args.batch_size} for {args.epochs} epochs at a "
+            f"learning rate of {args.learning_rate}; there must be 2 patches, 2 in a batch, and "
+            "epochs and learning rate above 0"
+        )
     return max(1, round(args.epochs * n / min(args.batch_size, n)))
 
 
 def _batches(patches: MappedPatches, args: argparse.Namespace, context: Context) -> ShuffledPatches:
-    """Return the training's batches; InputError when there can be none."""
+    """Return the training's batches; InputError when they cannot be shared out."""
     world = context.workers.world
-    if len(patches) < 2 or args.batch_size < 2 or not 0 < args.epochs < math.inf:
-        raise InputError(
-            f"train: {len(patches)} patches in batches of {args.batch_size} for {args.epochs} "
-            "epochs; there must be at least 2 patches, 2 in a batch, and some of an epoch"
-        )
     batches = ShuffledPatches(
         patches,
         args.batch_size,
@@ -242,7 +243,7 @@ def _batches(patches: MappedPatches, args: argparse.Namespace, context: Context)
         readers=world,
     )
     if batches.batch % world:
-        raise InputError(f"train: batch_size is {batches.batch}, not a multiple of {world} GPUs")
+        raise InputError(f"batch_size is {batches.batch}, not a multiple of {world} GPUs")
     return batches
 
 

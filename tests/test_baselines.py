@@ -1,6 +1,8 @@
 """The baselines, PCA and two autoencoders: what they learn, and what a score may not depend on."""
 
 import argparse
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from anogan.autoencoder import AutoencoderTraining, load_autoencoder
 from anogan.methods import acae, load_method
-from anogan.model import Architecture, load_model
+from anogan.model import Architecture, TrainedModel, load_model
 from anogan.networks import Discriminator
 from anogan.score import score_file
 from anogan.scores import add_score_arguments
@@ -246,7 +248,7 @@ class TestAdversarial:
     def test_scores_are_what_their_formulas_say(self, trained, unseen):
         model = load_model(trained("acae"), CPU)
         discriminator = Discriminator((16, 8, 8))
-        autoencoder = load_autoencoder(model, CPU, discriminator=discriminator)
+        autoencoder = load_autoencoder(model, discriminator=discriminator)
         x = gray_of(unseen)
         with torch.no_grad():
             f = [discriminator.features(v, 3) for v in (x, autoencoder(x))]
@@ -334,3 +336,19 @@ class TestTraining:
     def test_channels_must_fit_the_patches(self, healthy, tmp_path, capsys, model):
         assert run(model, healthy, tmp_path / "model", "--channels", 8, 8) == 1
         assert "not 32" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_method_in_the_docs_works():
+    text = (Path(__file__).parents[1] / "docs/methods.md").read_text()
+    module = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), module)
+    healthy = stripes(50)
+    args = argparse.Namespace(patches_used=40)
+    fitted = module["fit"](healthy, args, None)
+    model = TrainedModel(Path(), {"architecture": fitted.architecture}, fitted.weights)
+    x = torch.from_numpy(healthy).float()[:, None]
+    scores, rebuilt = module["scorer"](model, None, CPU, torch.float32)(x, [""] * 50)
+    assert scores.shape == (50, len(module["SCORES"]))
+    expected = np.linalg.norm(healthy - healthy[:40].astype(np.float32).mean(0), axis=(1, 2))
+    np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-3)
+    assert rebuilt.shape == x.shape

@@ -94,8 +94,9 @@ def scorer(
     settings = ScoreSettings.of(options)
     channels = Architecture.of(model).channels
     discrimination = feature_matching(settings, len(channels))
-    discriminator = Discriminator(channels, LOSS.norm)
-    autoencoder = load_autoencoder(model, device, discriminator=discriminator)
+    with torch.device("meta"):
+        discriminator = Discriminator(channels, LOSS.norm)
+    autoencoder = load_autoencoder(model, discriminator=discriminator)
 
     @torch.no_grad()
     def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:

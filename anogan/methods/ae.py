@@ -31,7 +31,7 @@ def scorer(
     model: TrainedModel, options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]:
     """Return what scores patches; always in fp32, as it is one pass."""
-    autoencoder = load_autoencoder(model, device)
+    autoencoder = load_autoencoder(model)
 
     @torch.no_grad()
     def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> F
     architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
     if not 1 <= args.critic_steps <= planned_steps(args, len(patches)):
         raise InputError(
-            f"train: critic_steps is {args.critic_steps}; it must be at least 1, and at most the "
+            f"critic_steps is {args.critic_steps}; it must be at least 1, and at most the "
             "number of steps, or the generator learns nothing"
         )
     gan = Gan(architecture, patches, args, context)

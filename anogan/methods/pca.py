@@ -37,7 +37,7 @@ def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> F
     n, size = len(patches), patches.shape[-1]
     if not 1 <= args.components <= min(n, size**2):
         raise InputError(
-            f"train: {n} patches of {size} x {size} pixels have 1 to {min(n, size**2)} components, "
+            f"{n} patches of {size} x {size} pixels have 1 to {min(n, size**2)} components, "
             f"not {args.components}; set pca: components"
         )
     steps = max(1, n // (BATCH_PER_COMPONENT * args.components))
