@@ -1,11 +1,9 @@
-"""Training: what a step does, that it repeats, goes on after a kill, and works in parallel."""
+"""Training: what a step does, what a command writes, that it repeats and works in parallel."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -13,28 +11,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_gan import LOSSES, TINY, make_gan, real_batch, stripes
+from made_gan import (
+    LOSSES,
+    make_gan,
+    options,
+    real_batch,
+    run,
+    same_weights,
+    stripes,
+    write_patches,
+)
 from safetensors.torch import load_file
 
 from anogan.checkpoint import CHECKPOINT
 from anogan.distributed import Workers
-from anogan.methods.gan import Gan
 from anogan.model import load_gan, load_model
 from anogan.training import train
-from preprocessing.cli import run_command
 from preprocessing.errors import InputError
-from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 
 ROOT = Path(__file__).parents[1]
-
-
-def write_patches(path, n=64, label=0):
-    index = np.zeros(n, INDEX_DTYPE)
-    index["volume"] = index["patient"] = b"a"
-    index["label"][-1] = label
-    with PatchWriter(path, 32) as writer:
-        writer.append(stripes(n), None, index)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +50,8 @@ def whole(patch_file, tmp_path_factory):
     return trained
 
 
-def options(patches, folder, *extra) -> list[str]:
-    given = ["train", "gan", "--patches", patches, *TINY, "--output", folder, "--precision", "fp32"]
-    return [str(part) for part in (*given, "--epochs", 2, *extra)]
-
-
-def run(patches, folder, *extra) -> int:
-    return run_command("anogan", {"train": ""}, options(patches, folder, *extra))
-
-
 def history_of(folder) -> pd.DataFrame:
     return pd.read_csv(folder / "history.tsv", sep="\t")
-
-
-def same_weights(one, other) -> bool:
-    a, b = (load_file(folder / "weights.safetensors") for folder in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class TestStep:
@@ -182,131 +163,42 @@ class TestCommand:
         assert with_parameters(black[0], {"resample": {"x_um": 30}}) == 1
 
     @pytest.mark.parametrize(
-        ("case", "message"),
+        ("extra", "message"),
         [
-            ("anomalous", "train on healthy eyes"),
-            ("channels", "not 32"),
-            ("gpu", "PyTorch sees none"),
-            ("missing", "no such file"),
+            (("--channels", 8, 8, 8, 8), "not 32"),
+            (("--gpus", 1), "PyTorch sees none"),
+            (("--batch-size", 0), "batch"),
+            (("--epochs", 0), "epoch"),
+            (("--critic-steps", 0), "critic_steps"),
+            (("--critic-steps", 9), "critic_steps"),  # of 8 steps
         ],
     )
-    def test_faults_end_in_one_line(self, tmp_path, capsys, case, message):
-        if case == "gpu" and torch.cuda.is_available():
+    def test_impossible_options_end_in_one_line(self, patch_file, tmp_path, capsys, extra, message):
+        if "--gpus" in extra and torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
-        write_patches(tmp_path / "p.h5", label=1 if case == "anomalous" else 0)
-        extra = {"channels": ["--channels", 8, 8, 8, 8], "gpu": ["--gpus", 1]}.get(case, [])
-        path = tmp_path / ("absent.h5" if case == "missing" else "p.h5")
-        assert run(path, tmp_path / "model", *extra) == 1
-        error = capsys.readouterr().err.splitlines()
-        assert message in error[-1]
+        assert run(patch_file, tmp_path / "model", *extra) == 1
+        self.is_one_line(capsys.readouterr().err, message)
         assert not (tmp_path / "model").exists()
 
-
-class TestGoingOn:
-    @pytest.fixture
-    def breaking(self, monkeypatch):
-        """Make the training stop in the middle of a step."""
-
-        def at(step_number):
-            step = Gan.step
-
-            def interrupted(self, real, number, draw):
-                if number == step_number:
-                    raise KeyboardInterrupt
-                return step(self, real, number, draw)
-
-            monkeypatch.setattr(Gan, "step", interrupted)
-            return monkeypatch
-
-        return at
-
-    @pytest.mark.parametrize("loss", LOSSES)
-    def test_the_weights_are_those_of_an_uninterrupted_run(
-        self, whole, patch_file, tmp_path, breaking, loss, capsys
-    ):
-        extra = ("--loss", loss, "--flip", "--checkpoint-s", 0)
-        uninterrupted = whole(loss)
-        patched = breaking(6)
-        with pytest.raises(KeyboardInterrupt):
-            run(patch_file, tmp_path / "model", *extra)
-        patched.undo()
+    @pytest.mark.parametrize(
+        ("made", "message"),
+        [
+            ({"label": 1}, "train on healthy eyes"),
+            ({"n": 1}, "2 patches"),
+            (None, "no such file"),
+        ],
+    )
+    def test_impossible_patches_end_in_one_line(self, tmp_path, capsys, made, message):
+        if made:
+            write_patches(tmp_path / "p.h5", **made)
+        assert run(tmp_path / "p.h5", tmp_path / "model") == 1
+        self.is_one_line(capsys.readouterr().err, message)
         assert not (tmp_path / "model").exists()
-        assert run(patch_file, tmp_path / "model", *extra) == 0
-        assert "going on from step 5 of 8" in capsys.readouterr().err
-        assert same_weights(uninterrupted, tmp_path / "model")
-        timeless = ["step", "epoch", "d_loss", "g_loss", "kid"]
-        expected, gone_on = history_of(uninterrupted), history_of(tmp_path / "model")
-        pd.testing.assert_frame_equal(expected[timeless], gone_on[timeless])
 
-    @pytest.mark.slow
-    def test_a_killed_process_goes_on(self, tmp_path):
-        patches = write_patches(tmp_path / "p.h5", n=128)
-        extra = ("--epochs", 8, "--checkpoint-s", 0)
-        command = [sys.executable, "-m", "anogan", *options(patches, tmp_path / "model", *extra)]
-        checkpoint = tmp_path / "model.training" / CHECKPOINT
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not checkpoint.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (tmp_path / "model").exists()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-        assert again.returncode == 0, again.stderr
-        assert "going on from step" in again.stderr
-        assert run(patches, tmp_path / "whole", *extra) == 0
-        assert same_weights(tmp_path / "whole", tmp_path / "model")
-
-    def test_a_checkpoint_of_another_run_is_not_taken_up(
-        self, whole, patch_file, tmp_path, breaking, capsys
-    ):
-        uninterrupted = whole()
-        patched = breaking(3)
-        with pytest.raises(KeyboardInterrupt):
-            run(patch_file, tmp_path / "model", "--checkpoint-s", 0, "--seed", 2)
-        patched.undo()
-        assert run(patch_file, tmp_path / "model", "--flip") == 0
-        assert "not of this run (differs in flip, seed)" in capsys.readouterr().err
-        assert same_weights(uninterrupted, tmp_path / "model")
-
-    def test_a_checkpoint_can_be_kept_as_the_model(self, patch_file, tmp_path, breaking):
-        """As the message on a failed training says."""
-        patched = breaking(6)
-        with pytest.raises(KeyboardInterrupt):
-            run(patch_file, tmp_path / "model", "--checkpoint-s", 0)
-        patched.undo()
-        assert run(patch_file, tmp_path / "model", "--epochs", 1.25) == 0
-        assert run(patch_file, tmp_path / "short", "--epochs", 1.25) == 0
-        assert same_weights(tmp_path / "short", tmp_path / "model")
-
-    def test_a_damaged_checkpoint_is_named(self, patch_file, tmp_path, capsys):
-        folder = tmp_path / "model.training"
-        folder.mkdir()
-        (folder / CHECKPOINT).write_bytes(b"\x10" * 50)
-        assert run(patch_file, tmp_path / "model") == 1
-        assert "damaged" in capsys.readouterr().err.splitlines()[-1]
-
-
-class TestFailing:
-    def test_it_ends_with_the_last_good_checkpoint(self, patch_file, tmp_path, monkeypatch, capsys):
-        step = Gan.step
-
-        def exploding(self, real, number, draw):
-            if number == 6:
-                with torch.no_grad():
-                    self.generator.project.weight.fill_(float("nan"))
-            return step(self, real, number, draw)
-
-        monkeypatch.setattr(Gan, "step", exploding)
-        assert run(patch_file, tmp_path / "model", "--checkpoint-s", 0) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert "step 6" in error
-        assert "step 5; to keep the model as it was then" in error
-        kept = load_file(tmp_path / "model.training" / CHECKPOINT)
-        assert all(torch.isfinite(value).all() for value in kept.values())
-        assert not (tmp_path / "model").exists()
+    @staticmethod
+    def is_one_line(error, message):
+        assert message in error.splitlines()[-1]
+        assert "Traceback" not in error
 
 
 @pytest.fixture(scope="module")
@@ -314,9 +206,10 @@ def shared_work(tmp_path_factory):
     """Folder of one training by one process, and by two on the CPU (gloo), half a batch each."""
     folder = tmp_path_factory.mktemp("ddp")
     patches = write_patches(folder / "p.h5", n=128)
-    assert run(patches, folder / "one") == 0
+    published = ("--learning-rate", 2e-4)  # a higher one soon magnifies differences in rounding
+    assert run(patches, folder / "one", *published) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "anogan", *options(patches, folder / "two")]
+    command += ["-m", "anogan", *options(patches, folder / "two", *published)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -326,17 +219,18 @@ def shared_work(tmp_path_factory):
 
 @pytest.mark.slow
 class TestSeveralProcesses:
+    """With batch norm over a share alone, curves differ by 5e-3 and weights by 2e-3."""
+
     def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(self, shared_work):
         one, two = (history_of(shared_work / name) for name in ("one", "two"))
         for column in ("d_loss", "g_loss"):
-            np.testing.assert_allclose(two[column][:4], one[column][:4], rtol=1e-3)
-            np.testing.assert_allclose(two[column], one[column], rtol=0.01, atol=0.01)
+            np.testing.assert_allclose(two[column], one[column], rtol=1e-3)
 
-    def test_batch_norm_has_seen_all_of_both_batches(self, shared_work):
+    def test_weights_and_statistics_of_batch_norm_are_as_well(self, shared_work):
         one, two = (load_file(shared_work / f"{n}/weights.safetensors") for n in ("one", "two"))
         assert one.keys() == two.keys()
-        name = "discriminator.norms.1.running_var"
-        torch.testing.assert_close(two[name], one[name], rtol=0.05, atol=0.01)
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_an_uneven_share_is_refused(tmp_path):
