@@ -102,6 +102,8 @@ class Architecture:
     patch_size: int
 
     def __post_init__(self) -> None:
+        if min(*self.channels, self.latent) < 1:
+            raise InputError("model: channels and latent are numbers of 1 and more")
         try:
             check_architecture(self.channels, self.patch_size)
         except ValueError as error:

@@ -137,8 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--patches", required=True, help="HDF5 of patches")
-    parser.add_argument("--method", help="way to score (default: the model's own)")
-    parser.add_argument("--output", help="scores (default: PATCHES.METHOD.parquet)")
+    parser.add_argument("--method", help="way to score; None is the model's own")
+    parser.add_argument("--output", help="scores; None is PATCHES.METHOD.parquet")
     parser.add_argument("--residual-output", help="rebuilt patches and residuals, .h5")
     parser.add_argument("--residuals", type=int, default=64, help="patches to keep pictures of")
     parser.add_argument("--batch-size", type=int, default=64)

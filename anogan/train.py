@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         of_model.add_argument("--output", required=True, help="folder of the model")
         of_model.add_argument(
             "--training-folder",
-            help="where checkpoints and samples are kept meanwhile (default: OUTPUT.training)",
+            help="for checkpoints and samples meanwhile; None is OUTPUT.training",
         )
         of_model.add_argument("--checkpoint-s", type=float, default=300, help="seconds in between")
         of_model.add_argument(

@@ -221,11 +221,13 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
 
 def planned_steps(args: argparse.Namespace, n: int) -> int:
     """Return how many steps the options make of n patches; InputError when they make no sense."""
-    if n < 2 or args.batch_size < 2 or not 0 < args.epochs < math.inf or not args.learning_rate > 0:
+    possible = 0 < args.epochs < math.inf and args.learning_rate > 0
+    possible = possible and 0 <= args.beta1 < 1 and 0 <= args.beta2 < 1
+    if n < 2 or args.batch_size < 2 or not possible:
         raise InputError(
             f"{n} patches in batches of {args.batch_size} for {args.epochs} epochs at a "
-            f"learning rate of {args.learning_rate}; there must be 2 patches, 2 in a batch, and "
-            "epochs and learning rate above 0"
+            f"learning rate of {args.learning_rate}; there must be 2 patches, 2 in a batch, epochs "
+            "and learning rate above 0, and beta1 and beta2 from 0 to below 1"
         )
     return max(1, round(args.epochs * n / min(args.batch_size, n)))
 
@@ -279,13 +281,18 @@ def _take_up(trainee: Trainee, checkpoint: Path, steps: int) -> tuple[int, list[
             context.say(f"train: going on from step {notes['step']} of {steps} ({checkpoint})")
             return notes["step"], notes["history"]
         why = f"differs in {', '.join(differ)}" if differ else f"is of step {notes['step']}"
-        context.say(f"train: {checkpoint} is not of this run ({why}); training from the start")
+        context.say(f"train: {checkpoint} is not of this run ({why}); training from the start,")
+        context.say(f"train: it is kept as {_aside(checkpoint)}")
     if context.workers.is_first:
         if notes is not None:
-            checkpoint.replace(checkpoint.with_name(f"other-{checkpoint.name}"))
+            checkpoint.replace(_aside(checkpoint))
         for picture in context.folder.glob("samples-*.png"):
             picture.unlink()
     return 0, []
+
+
+def _aside(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"other-{checkpoint.name}")
 
 
 class _Meter:

@@ -113,7 +113,7 @@ def open_patches(path: str | Path) -> Iterator[h5py.File]:
         raise InputError(f"{path}: no such file; run the stage patches first") from error
     except OSError as error:
         raise InputError(
-            f"{path}: not a readable HDF5 file ({error}); delete it and rerun the stage patches"
+            f"{path}: not a readable HDF5 file ({error}); rerun the stage patches, or give its file"
         ) from error
     with file:
         missing = {"patches", "masks", "index"} - set(file)

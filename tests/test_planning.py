@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import shlex
 import shutil
@@ -183,6 +184,7 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"stepz": 1}, "unknown key 'stepz'"),
         ({"map": {"stepz": 1}}, "unknown key 'map: stepz'"),
         ({"map": {"steps": 0}}, "map: steps: 0 is less than the minimum of 1"),
+        ({"gan": {"learning_rate": "1e-4"}}, "write it as 0.001 or 1.0e-3"),
         ({"map": {"steps": "many"}}, "map: steps: 'many' is not of type 'integer'"),
         ({"map": 3}, "map: 3 is not of type 'object'"),
         ({"flatten": {"mode": "rpe"}}, "flatten: mode: 'rpe' is not one of"),
@@ -281,10 +283,33 @@ def test_what_a_method_does_not_heed_is_not_passed_to_it():
 
 
 def test_sizes_of_networks_that_are_not_trained_do_not_matter(tmp_path):
-    (tmp_path / "model.json").touch()
+    model = {"model": "gan", "architecture": {"patch_size": 32}}
+    (tmp_path / "model.json").write_text(json.dumps(model))
     resolve_config({"methods": ["pca"], "patches": {"size": 32}})
     existing = {"gan": str(tmp_path)}
     resolve_config({"methods": ["anogan"], "patches": {"size": 32}, "existing_models": existing})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"model": "ae"}, "holds the model ae"),
+        ({"architecture": {"patch_size": 32}}, "patches of 32 pixels, but patches: size is 64"),
+        ({"data": {"preprocessing": {"flatten": {"above_um": 600}}}}, "flatten: above_um 600"),
+        ({"architecture": None}, "model.json cannot be read"),
+    ],
+)
+def test_an_existing_model_must_be_what_the_config_needs(tmp_path, change, message):
+    learned = {"flatten": {"above_um": 650, "mode": "bm"}, "normalise": {"percentiles": [1, 99]}}
+    model = {"model": "gan", "architecture": {"patch_size": 64}, "data": {"preprocessing": learned}}
+    (tmp_path / "model.json").write_text(json.dumps({**model, **change}))
+    config = {"methods": ["anogan"], "existing_models": {"gan": str(tmp_path)}}
+    if message is None:
+        resolve_config(config)
+    else:
+        with pytest.raises(PlanningError, match=message):
+            resolve_config(config)
 
 
 def test_a_method_is_a_module_and_a_section_or_a_model_that_there_is(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The config: checked against its schema, with every default filled in."""
 
 import copy
+import json
 from pathlib import Path
 
 import yaml
@@ -62,11 +63,37 @@ def _check_methods(config: dict) -> None:
                 "trained; leave it out to use it with the rest of that run, or set another "
                 "results_dir"
             )
-        if not (Path(folder) / "model.json").is_file():
-            raise PlanningError(
-                f"config: existing_models: {model}: {folder} holds no model.json; name the folder "
-                "of a trained model, such as results/model/gan"
-            )
+        _check_model(model, Path(folder), config)
+
+
+def _check_model(model: str, folder: Path, config: dict) -> None:
+    """Refuse a model that is another one, or that has learned other patches than are to be cut."""
+    place = f"config: existing_models: {model}: {folder}"
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        name, size = found["model"], found["architecture"]["patch_size"]
+        learned = found.get("data", {}).get("preprocessing", {})
+    except FileNotFoundError:
+        raise PlanningError(
+            f"{place} holds no model.json; name the folder of a trained model, such as "
+            "results/model/gan"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlanningError(f"{place}/model.json cannot be read ({error!r})") from None
+    if name != model:
+        raise PlanningError(f"{place} holds the model {name}")
+    if size != config["patches"]["size"]:
+        raise PlanningError(
+            f"{place} has learned patches of {size} pixels, but patches: size is "
+            f"{config['patches']['size']}"
+        )
+    for stage, settings in learned.items():
+        for key in settings.keys() & config.get(stage, {}).keys():
+            if settings[key] != config[stage][key]:
+                raise PlanningError(
+                    f"{place} has learned patches with {stage}: {key} {settings[key]}, but the "
+                    f"config says {config[stage][key]}; set it as for the model"
+                )
 
 
 def _fill_sizes(config: dict, schema: dict) -> None:
@@ -132,4 +159,15 @@ def _explain(error: ValidationError) -> str:
         return (
             f"unknown key '{': '.join(filter(None, [place, *unknown[:1]]))}' (known here: {known})"
         )
-    return f"{place or 'the file'}: {error.message}"
+    hint = ""
+    if error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
+        hint = "; YAML takes it for text: write it as 0.001 or 1.0e-3"
+    return f"{place or 'the file'}: {error.message}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
