@@ -271,10 +271,9 @@ class TestWholeRun:
             ({"methods": [*TINY["methods"], "gan_r"]}, 0, 3),
             ({"methods": [*TINY["methods"], "ae"]}, 1, 3),
             ({"pca": {"components": 4}}, 1, 3),
-            ({"map": {**TINY["map"], "steps": 5}}, 0, 3),
             ({"map": {**TINY["map"], "lambda": 0.2}}, 0, 3),
         ],
-        ids=["score with a model there is", "another model", "pca", "steps", "lambda"],
+        ids=["score with a model there is", "another model", "pca", "lambda"],
     )
     def test_other_methods_are_left_alone(self, finished, change, train, score):
         path = finished.folder / "my.yaml"
