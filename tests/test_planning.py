@@ -1,30 +1,13 @@
-"""Config, sample sheet and code fingerprint: every mistake is named before any work starts."""
+"""Config and sample sheet: every mistake is named before any work starts."""
 
-import argparse
-import importlib
-import json
 import os
-import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from anogan import score_tables
-from planning import code_version as versions
-from planning import models
 from planning.config import load_schema, resolve_config
 from planning.errors import PlanningError
-from planning.models import (
-    LEADING,
-    headline,
-    known_methods,
-    model_of,
-    models_of,
-    score_options,
-    train_options,
-)
 from planning.sample_sheet import chunk_of, read_sample_sheet
 from planning.sources import HEYEX_IMAGES, source_files
 from preprocessing.readers.images import FORMATS
@@ -235,101 +218,6 @@ def test_the_paper_preset_is_what_was_published():
     assert paper["acae"]["channels"] == paper["gan"]["channels"]  # the same sizes for all
 
 
-def stage_options(stage: str, *arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    importlib.import_module(f"anogan.{stage}").add_arguments(parser)
-    return parser.parse_args(arguments)
-
-
-@pytest.mark.parametrize("model", ["gan", "acae", "ae", "pca"])
-def test_every_key_of_a_model_is_an_option_of_its_training(model):
-    config = resolve_config({})
-    files = ("--patches", "p.h5", "--output", "m")
-    options = shlex.split(train_options(config, model))
-    given = vars(stage_options("train", model, *files, *options))
-    assert {key: given[key] for key in config[model]} == config[model]
-    assert given["seed"] == config["seed"]
-    learned = set(given) - {"model", "patches", "output", "training_folder", "debug", "seed"}
-    learned -= {"checkpoint_s", "memory_mb", "threads", "gpus", "precision"}
-    assert learned == set(config[model])  # and none is missing in the config
-
-
-@pytest.mark.parametrize("method", known_methods())
-def test_a_method_is_scored_with_the_options_that_it_heeds(method):
-    config = resolve_config({"map": {"steps": 7, "lambda": 0.3, "clamp": True}})
-    files = ("--patches", "p.h5", "--model", "m", "--output", "s", "--residual-output", "r")
-    given = vars(stage_options("score", *files, *shlex.split(score_options(config, method))))
-    searches, weighs = method in ("anogan", "gan_r"), method in ("anogan", "gan_r", "acae")
-    assert given["steps"] == (7 if searches else 500)
-    assert given["clamp"] is searches
-    assert given["weight"] == (0.3 if weighs else 0.1)
-
-
-def test_the_planner_knows_the_methods():
-    assert known_methods() == ["acae", "ae", "anogan", "gan_r", "p_d", "pca"]
-    for method in known_methods():
-        assert model_of(method) == importlib.import_module(f"anogan.methods.{method}").MODEL
-
-
-def test_what_a_method_does_not_heed_is_not_passed_to_it():
-    """So that it reruns nothing."""
-    fp32, bf16 = (
-        resolve_config({"precision": p, "seed": n}) for n, p in ((1, "fp32"), (2, "bf16"))
-    )
-    for method in known_methods():
-        same = score_options(fp32, method) == score_options(bf16, method)
-        assert same is (method not in ("anogan", "gan_r"))
-    assert "precision" not in train_options(fp32, "pca")
-
-
-def test_sizes_of_networks_that_are_not_trained_do_not_matter(tmp_path):
-    model = {"model": "gan", "architecture": {"patch_size": 32}}
-    (tmp_path / "model.json").write_text(json.dumps(model))
-    resolve_config({"methods": ["pca"], "patches": {"size": 32}})
-    existing = {"gan": str(tmp_path)}
-    resolve_config({"methods": ["anogan"], "patches": {"size": 32}, "existing_models": existing})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, None),
-        ({"model": "ae"}, "holds the model ae"),
-        ({"architecture": {"patch_size": 32}}, "patches of 32 pixels, but patches: size is 64"),
-        ({"data": {"preprocessing": {"flatten": {"above_um": 600}}}}, "flatten: above_um 600"),
-        ({"architecture": None}, "model.json cannot be read"),
-    ],
-)
-def test_an_existing_model_must_be_what_the_config_needs(tmp_path, change, message):
-    learned = {"flatten": {"above_um": 650, "mode": "bm"}, "normalise": {"percentiles": [1, 99]}}
-    model = {"model": "gan", "architecture": {"patch_size": 64}, "data": {"preprocessing": learned}}
-    (tmp_path / "model.json").write_text(json.dumps({**model, **change}))
-    config = {"methods": ["anogan"], "existing_models": {"gan": str(tmp_path)}}
-    if message is None:
-        resolve_config(config)
-    else:
-        with pytest.raises(PlanningError, match=message):
-            resolve_config(config)
-
-
-def test_a_method_is_a_module_and_a_section_or_a_model_that_there_is(tmp_path, monkeypatch):
-    folder = tmp_path / "anogan/methods"
-    shutil.copytree(ROOT / "anogan/methods", folder)
-    (folder / "mine.py").write_text('"""Mine."""\n\nMODEL = "gan"\nSCORES = ("s",)\n')
-    (folder / "other.py").write_text('"""Other."""\n\nMODEL = "other"\nSCORES = ("s",)\n')
-    monkeypatch.setattr(models, "ROOT", tmp_path)
-    assert models_of(resolve_config({"methods": ["mine"]})["methods"]) == ["gan"]
-    with pytest.raises(PlanningError, match="no section 'other'"):
-        resolve_config({"methods": ["other"]})
-
-
-def test_the_leading_method_is_that_of_the_report():
-    assert LEADING == score_tables.KNOWN
-    assert headline(["pca", "knn", "anogan"]) == "anogan"
-    assert headline(["pca", "ae"]) == "ae"
-    assert headline(["mine", "knn"]) == "knn"
-
-
 def test_every_key_is_explained():
     readme = (ROOT / "config/README.md").read_text()
     for name, part in load_schema("config")["properties"].items():
@@ -337,98 +225,6 @@ def test_every_key_is_explained():
             assert f"`{key}`" in readme, f"config/README.md does not explain {name}: {key}"
     for column in load_schema("volumes")["properties"]:
         assert f"`{column}`" in readme, f"config/README.md does not explain the column {column}"
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A copy of the packages whose fingerprints are computed."""
-    for package in versions.PACKAGES:
-        shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    monkeypatch.setattr(versions, "ROOT", tmp_path)
-
-    def fingerprints():
-        versions.code_version.cache_clear()
-        versions._parse.cache_clear()
-        stages = ("preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.score")
-        return {stage: versions.code_version(stage) for stage in stages}
-
-    return tmp_path, fingerprints
-
-
-@pytest.mark.parametrize(
-    ("file", "changed"),
-    [
-        ("preprocessing/readers/heyex.py", {"preprocessing.load"}),
-        ("preprocessing/flatten.py", {"preprocessing.flatten"}),
-        ("anogan/mapping.py", {"anogan.score"}),
-        ("anogan/losses.py", set()),
-        ("anogan/networks.py", {"anogan.train", "anogan.score"}),
-        (
-            "preprocessing/errors.py",
-            {"preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.score"},
-        ),
-    ],
-)
-def test_the_fingerprint_follows_the_imports(project, file, changed):
-    folder, fingerprints = project
-    before = fingerprints()
-    (folder / file).write_text((folder / file).read_text() + "\nADDED = 1\n")
-    after = fingerprints()
-    assert {stage for stage in before if before[stage] != after[stage]} == changed
-
-
-def test_comments_docstrings_and_the_version_number_do_not_count(project):
-    folder, fingerprints = project
-    before = fingerprints()
-    for file, old, new in (
-        ("preprocessing/flatten.py", '"""Stage', '"""The stage'),
-        ("preprocessing/flatten.py", "import argparse", "# why\nimport argparse"),
-        ("preprocessing/__init__.py", '__version__ = "', '__version__ = "9'),
-    ):
-        text = (folder / file).read_text()
-        assert old in text
-        (folder / file).write_text(text.replace(old, new))
-    assert fingerprints() == before
-
-
-def test_a_new_library_version_counts_but_not_its_patch_level(monkeypatch):
-    versions.code_version.cache_clear()
-    before = versions.code_version("anogan.train")
-    real = versions.version
-
-    def fake(bump):
-        return lambda name: bump if name == "torch" else real(name)
-
-    own = ".".join(real("torch").split(".")[:2])
-    for bump, same in ((f"{own}.99", True), ("99.0", False)):
-        monkeypatch.setattr(versions, "version", fake(bump))
-        versions.code_version.cache_clear()
-        assert (versions.code_version("anogan.train") == before) is same
-    versions.code_version.cache_clear()
-
-
-def test_optional_packages_count_and_may_be_absent(monkeypatch):
-    def version(name):
-        if name != installed:
-            raise versions.PackageNotFoundError(name)
-        return "1.2"
-
-    monkeypatch.setattr(versions, "version", version)
-    seen = set()
-    for installed in ("", "eyepy", "oct-converter", "pydicom"):  # noqa: B007, `version` reads it
-        versions.code_version.cache_clear()
-        seen.add(versions.code_version("preprocessing.load"))
-    versions.code_version.cache_clear()
-    assert len(seen) == 4
-
-
-def test_preprocessing_never_needs_torch():
-    for path in (ROOT / "preprocessing").rglob("*.py"):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        imports = {i.split(".")[0] for i in versions._parse(name)[1]}
-        assert not imports & {"torch", "anogan", "snakemake"}, name
 
 
 def test_all_files_of_a_volume_are_watched(tmp_path):

@@ -29,7 +29,6 @@ RESULTS = config["results_dir"].rstrip("/")
 DATA = config["data_dir"].rstrip("/")
 HEADLINE = headline(config["methods"])
 SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
-
 USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
 
 # Jobs find the Python that runs Snakemake, whether or not its environment is activated.
