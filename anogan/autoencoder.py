@@ -33,15 +33,9 @@ class Autoencoder(nn.Module):
 class AutoencoderTraining(Trainee):
     """An autoencoder while it learns to rebuild healthy patches with the least squared error."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        patches: MappedPatches,
-        args: argparse.Namespace,
-        context: Context,
-    ) -> None:
-        super().__init__(args, context)
-        self.autoencoder = self.new("autoencoder", lambda: Autoencoder(architecture))
+    def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
+        super().__init__(patches, args, context)
+        self.autoencoder = self.new("autoencoder", lambda: Autoencoder(self.architecture))
         shown = torch.from_numpy(patches[shown_rows(len(patches))]).float().unsqueeze(1)
         self.shown = shown.to(context.device, memory_format=torch.channels_last)
 
@@ -80,10 +74,10 @@ def fit_autoencoder(
     context: Context,
 ) -> Fitted:
     """Train an autoencoder, and what learns beside it, on healthy patches (n, size, size)."""
-    architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
-    trainee = training(architecture, patches, args, context)
+    trainee = training(patches, args, context)
     history = train(trainee, patches)
-    return Fitted(weights_of(**trainee.networks), vars(architecture), history, trainee.show())
+    sizes = vars(trainee.architecture)
+    return Fitted(weights_of(**trainee.networks), sizes, history, trainee.show())
 
 
 def load_autoencoder(model: TrainedModel, **others: ConvolutionStack) -> Autoencoder:

@@ -24,6 +24,7 @@ from anogan.batches import ShuffledPatches
 from anogan.checkpoint import CHECKPOINT, load_checkpoint, read_notes, save_checkpoint
 from anogan.device import WorkCounter, peak_flops
 from anogan.distributed import Workers
+from anogan.model import Architecture
 from anogan.pictures import PER_SIDE, save_grid
 from anogan.progress import progress
 from preprocessing.errors import InputError
@@ -118,8 +119,9 @@ def add_loop_arguments(parser: argparse.ArgumentParser, epochs: float) -> None:
 class Trainee:
     """Networks while they are trained: what the loop calls, for a model to fill in."""
 
-    def __init__(self, args: argparse.Namespace, context: Context) -> None:
+    def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         self.args, self.context = args, context
+        self.architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
 

@@ -27,7 +27,6 @@ from anogan import convolutions
 from anogan.batches import ShuffledPatches
 from anogan.device import WorkCounter, choose_dtype, peak_flops, prepare_device
 from anogan.methods import gan
-from anogan.model import Architecture
 from anogan.networks import Discriminator, Generator
 from anogan.training import Context
 
@@ -77,9 +76,9 @@ def our_gan(
     """Return our step, from reading its batch to the updated weights."""
     parser = argparse.ArgumentParser()
     gan.add_train_arguments(parser)
-    args = parser.parse_args([])
+    args = parser.parse_args(["--channels", *map(str, channels), "--latent", str(latent)])
     context = Context(device, dtype, seed=1, folder=Path(tempfile.gettempdir()))
-    trainee = gan.Gan(Architecture(channels, latent, patches.shape[-1]), patches, args, context)
+    trainee = gan.Gan(patches, args, context)
     batches = ShuffledPatches(patches, batch, 1, device)
     return lambda number: trainee.step(batches.at(number), number, context.generator("z", number))
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from anogan.methods import gan as gan_module
 from anogan.methods.gan import Gan
-from anogan.model import Architecture
 from anogan.training import Context
 from preprocessing.cli import run_command
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
@@ -64,4 +63,4 @@ def make_gan(folder: Path, *extra, **where) -> Gan:
     gan_module.add_train_arguments(parser)
     args = parser.parse_args([str(part) for part in (*TINY, *extra)])
     context = Context(torch.device("cpu"), torch.float32, seed=1, folder=folder, **where)
-    return Gan(Architecture((16, 8, 8), 6, 32), stripes(64), args, context)
+    return Gan(stripes(64), args, context)

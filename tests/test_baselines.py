@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from anogan.autoencoder import AutoencoderTraining, load_autoencoder
 from anogan.methods import acae, load_method
-from anogan.model import Architecture, TrainedModel, load_model
+from anogan.model import TrainedModel, load_model
 from anogan.networks import Discriminator
 from anogan.score import score_file
 from anogan.scores import add_score_arguments
@@ -267,7 +267,7 @@ class TestAdversarial:
         acae.add_train_arguments(parser)
         args = parser.parse_args([str(part) for part in TINY])
         context = Context(CPU, torch.float32, seed=1, folder=tmp_path)
-        both = acae.AdversarialTraining(Architecture((16, 8, 8), 6, 32), stripes(64), args, context)
+        both = acae.AdversarialTraining(stripes(64), args, context)
         gradients = []
         both.optimisers["discriminator"] = torch.optim.SGD(both.discriminator.parameters(), 0)
         both.optimisers["discriminator"].register_step_post_hook(

@@ -47,16 +47,10 @@ def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> F
 class AdversarialTraining(AutoencoderTraining):
     """An autoencoder and a discriminator while they learn from each other."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        patches: MappedPatches,
-        args: argparse.Namespace,
-        context: Context,
-    ) -> None:
-        super().__init__(architecture, patches, args, context)
+    def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
+        super().__init__(patches, args, context)
         self.discriminator = self.new(
-            "discriminator", lambda: Discriminator(architecture.channels, LOSS.norm)
+            "discriminator", lambda: Discriminator(self.architecture.channels, LOSS.norm)
         )
         self.optimisers["discriminator"].param_groups[0]["lr"] *= D_LEARNING_RATE
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations, parametrize
 
 from anogan.losses import LOSSES, gradient_penalty
-from anogan.model import Architecture, weights_of
+from anogan.model import weights_of
 from anogan.networks import Discriminator, Generator
 from anogan.pictures import PER_SIDE
 from anogan.sample_quality import KernelDistance, diversity
@@ -32,31 +32,24 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> Fitted:
     """Train generator and discriminator on healthy patches (n, size, size)."""
-    architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
     if not 1 <= args.critic_steps <= planned_steps(args, len(patches)):
         raise InputError(
             f"critic_steps is {args.critic_steps}; it must be at least 1, and at most the "
             "number of steps, or the generator learns nothing"
         )
-    gan = Gan(architecture, patches, args, context)
+    gan = Gan(patches, args, context)
     history = train(gan, patches)
-    sizes = {**vars(architecture), "norm": gan.loss.norm}
+    sizes = {**vars(gan.architecture), "norm": gan.loss.norm}
     return Fitted(gan.weights(), sizes, history, gan.show()[: PER_SIDE**2])
 
 
 class Gan(Trainee):
     """Generator and discriminator while they learn from each other."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        patches: MappedPatches,
-        args: argparse.Namespace,
-        context: Context,
-    ) -> None:
-        super().__init__(args, context)
-        self.loss, self.latent = LOSSES[args.loss], architecture.latent
-        channels, norm = architecture.channels, self.loss.norm
+    def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
+        super().__init__(patches, args, context)
+        self.loss, self.latent = LOSSES[args.loss], self.architecture.latent
+        channels, norm = self.architecture.channels, self.loss.norm
         self.generator = self.new("generator", lambda: Generator(channels, self.latent))
         self.discriminator = self.new("discriminator", lambda: self._discriminator(channels, norm))
         self.shown_z = self.latents(ASSESSED, context.generator("samples"))
