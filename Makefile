@@ -14,7 +14,8 @@ run: install
 	@echo "The report: results/report/index.html"
 
 test: install
-	$(BIN)/python -m pytest
+	tests/install-chromium
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

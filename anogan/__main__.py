@@ -7,6 +7,10 @@ from preprocessing.cli import run_command
 COMMANDS = {
     "train": "Train a model on patches of healthy retina.",
     "score": "Score patches with a trained model.",
+    "heatmap": "Map the scores of overlapping patches over whole volumes.",
+    "heat_scale": "Choose the colours of heat maps from healthy volumes.",
+    "overlay": "Lay heat maps on the scans as loaded.",
+    "latent": "Embed the discriminator's features and walk through latent space.",
     "evaluate": "Compute ROC metrics with intervals from scores.",
     "report": "Write the figures and the report page.",
 }

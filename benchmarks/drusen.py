@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
 
-from anogan.score_tables import PATCH, patch_table, read_scores
+from anogan.evidence.score_tables import PATCH, patch_table, read_scores
 from preprocessing.errors import InputError
 from preprocessing.patch_file import open_patches, read_index
 

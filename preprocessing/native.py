@@ -37,11 +37,11 @@ def to_native_map(
 
 def write_native_map(
     flat_map: np.ndarray, geometry: Geometry, volume_path: str | Path, path: str | Path
-) -> None:
+) -> np.ndarray:
     """Write `flat_map` (b, r, c) to NIfTI with the shape and affine of the loaded volume.
 
-    `volume_path` is that volume, of which only the header is read. Raises InputError when it is
-    unreadable or another volume's.
+    `volume_path` is that volume, of which only the header is read. Returns the native map (b, z, x)
+    as written; raises InputError when the volume is unreadable or another one.
     """
     header = read_nifti_header(volume_path)
     shape = header.get_data_shape()[::-1]
@@ -52,7 +52,9 @@ def write_native_map(
             f"{path}: a map of {flat_map.shape}, a geometry of {(n_b, columns)} and the volume "
             f"{volume_path} of {shape} (b, z, x) do not belong together; give those of one volume"
         )
-    write_nifti(to_native_map(flat_map, geometry, shape), path, header.get_best_affine())
+    native = to_native_map(flat_map, geometry, shape)
+    write_nifti(native, path, header.get_best_affine())
+    return native
 
 
 def _check_origin(flat_map: np.ndarray, geometry: str, like: str) -> None:

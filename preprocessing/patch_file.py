@@ -36,6 +36,7 @@ INDEX_DTYPE = np.dtype(
         ("z", np.int32),  # row of the top left pixel in the flat volume
         ("x", np.int32),  # column of the top left pixel in the flat volume
         ("eye_label", np.int8),  # of the whole eye: 1 diseased, 0 healthy, -1 unknown
+        ("bscan_label", np.int8),  # of the whole B-scan: 1 anomalous, 0 normal, -1 unknown
         ("label", np.int8),  # 1 anomalous, 0 normal, -1 unknown
         ("label_source", h5py.string_dtype("utf-8", 16)),  # annotation, healthy, eye or none
         ("anomalous_fraction", np.float32),  # of the patch's pixels, NaN where not annotated
@@ -171,6 +172,15 @@ def read_geometry_of(file: h5py.File, volume: str) -> tuple[Geometry, dict]:
     return Geometry(**{**fields, "x_factor": float(fields["x_factor"])}), dict(group.attrs)
 
 
+def shared_settings(parameters: dict) -> dict:
+    """Return what a volume's stages did, by stage, without what follows from the volume alone."""
+    of_this_volume = {"normalise": ("black", "white"), "resample": ("upsampled",)}
+    return {
+        stage: {k: v for k, v in used.items() if k not in of_this_volume.get(stage, ())}
+        for stage, used in parameters.items()
+    }
+
+
 def common_preprocessing(file: h5py.File) -> dict:
     """Return the settings of the stages before, by stage; the same for every volume of the file.
 
@@ -178,10 +188,7 @@ def common_preprocessing(file: h5py.File) -> dict:
     """
     settings = None
     for group in file.get("geometry", {}).values():
-        found = json.loads(group.attrs["parameters"])
-        for of_this_volume in ("black", "white"):
-            found.get("normalise", {}).pop(of_this_volume, None)
-        found.get("resample", {}).pop("upsampled", None)
+        found = shared_settings(json.loads(group.attrs["parameters"]))
         if settings not in (None, found):
             raise InputError(
                 f"{file.filename}: its volumes were preprocessed in different ways; cut the "
@@ -192,10 +199,19 @@ def common_preprocessing(file: h5py.File) -> dict:
 
 
 def read_index(file: h5py.File) -> "pd.DataFrame":
-    """Return the index of an open patch file, one row per patch, text as str."""
+    """Return the index of an open patch file, one row per patch, text as str.
+
+    Raises InputError when it lacks a column.
+    """
     import pandas as pd
 
     rows = file["index"][:]
+    missing = sorted(set(INDEX_DTYPE.names) - set(rows.dtype.names))
+    if missing:
+        raise InputError(
+            f"{file.filename}: its index lacks {', '.join(missing)}; rerun the stage patches, as "
+            "the file is of another version"
+        )
     table = pd.DataFrame({name: rows[name] for name in INDEX_DTYPE.names})
     for name in INDEX_DTYPE.names:
         if h5py.check_string_dtype(INDEX_DTYPE[name]):

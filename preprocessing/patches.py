@@ -77,8 +77,7 @@ def marked_fraction(annotation: np.ndarray | None, corners: np.ndarray, size: in
     if annotation is None:
         return np.full(len(corners), np.nan, np.float32)
     places = tuple(corners.T)
-    percent = np.rint(100 * np.nan_to_num(annotation)).astype(np.int32)  # whole, so 0 stays 0
-    marked = window_sums(percent, size)[places] / np.float32(100 * size**2)
+    marked = window_sums(_percent(annotation), size)[places] / np.float32(100 * size**2)
     unexamined = window_sums(np.isnan(annotation), size)[places]
     return np.where(unexamined == 0, marked, np.float32(np.nan))
 
@@ -101,6 +100,23 @@ def label_patches(
     return label, np.where(examined, "annotation", eye_source)
 
 
+def label_bscans(volume: Volume, volume_label: str, min_px: float) -> np.ndarray:
+    """Return (b,) int8: the labels of the B-scans of `volume`, judged by their valid pixels.
+
+    A B-scan is anomalous when at least `min_px` of its pixels are marked, unknown (-1) when some
+    but fewer are, normal when all were examined and none is marked. Otherwise it carries the label
+    of the eye. Counted as in a patch, so that no anomalous patch lies in a normal B-scan.
+    """
+    by_eye = EYE_LABELS[volume_label]
+    if volume.annotation is None:
+        return np.full(len(volume.data), by_eye, np.int8)
+    marked_px = (_percent(volume.annotation) * volume.valid).sum(axis=(1, 2)) / 100
+    examined = (np.isfinite(volume.annotation) | ~volume.valid).all(axis=(1, 2))
+    unmarked = np.where(examined, 0, by_eye)
+    partly = np.where(marked_px >= min_px, 1, -1)
+    return np.where(marked_px > 0, partly, unmarked).astype(np.int8)
+
+
 def append_patches(
     writer: PatchWriter, volume: Volume, corners: np.ndarray, split: str, eye: str, fraction: float
 ) -> None:
@@ -109,9 +125,10 @@ def append_patches(
     `eye` is the label of the whole eye, `fraction` the least marked share of an anomalous patch.
     """
     gray = volume.data.astype(np.float16)  # once, as patches overlap manifold
-    marked = None if volume.annotation is None else _mask(volume.annotation)
+    marked = lesion_mask(volume.annotation)
     shares_marked = marked_fraction(volume.annotation, corners, writer.size)
     labels, sources = label_patches(shares_marked, eye, fraction)
+    bscan_labels = label_bscans(volume, eye, fraction * writer.size**2)
     per_block = max(1, BLOCK_BYTES // (gray.itemsize * writer.size**2))
     for start in range(0, len(corners), per_block):
         rows = slice(start, start + per_block)
@@ -122,14 +139,25 @@ def append_patches(
             index[name] = text.encode()
         index["bscan"], index["z"], index["x"] = block.T
         index["eye_label"] = EYE_LABELS[eye]
+        index["bscan_label"] = bscan_labels[index["bscan"]]
         index["label"], index["label_source"] = labels[rows], sources[rows]
         index["anomalous_fraction"] = shares_marked[rows]
         masks = None if marked is None else cut(marked, block, writer.size)
         writer.append(cut(gray, block, writer.size), masks, index)
 
 
-def _mask(annotation: np.ndarray) -> np.ndarray:
-    """Return uint8: 1 where at least half of the pixel is marked, 0, or 255 not examined."""
+def _percent(annotation: np.ndarray) -> np.ndarray:
+    """Return int32: the marked per cent of each pixel, whole, so that sums of nothing stay 0."""
+    return np.rint(100 * np.nan_to_num(annotation)).astype(np.int32)
+
+
+def lesion_mask(annotation: np.ndarray | None) -> np.ndarray | None:
+    """Return uint8: 1 where at least half of the pixel is marked, 0, or 255 not examined.
+
+    None, where nobody looked, stays None.
+    """
+    if annotation is None:
+        return None
     mask = (annotation >= 0.5).astype(np.uint8)
     mask[np.isnan(annotation)] = NOT_EXAMINED
     return mask

@@ -1,5 +1,6 @@
 """Score files of made-up volumes, and what `evaluate` makes of them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ LAYOUT = {  # columns of each method's score files
 GAN_METHODS = ("anogan", "gan_r", "p_d")
 DESCRIPTION = (
     *("volume", "patient", "eye", "bscan", "z", "x", "split"),
-    *("eye_label", "label", "anomalous_fraction", "label_source"),
+    *("eye_label", "bscan_label", "label", "anomalous_fraction", "label_source"),
 )
 
 
@@ -79,7 +80,9 @@ def make_scores(
                     }
                 )
             )
-    return pd.concat(tables, ignore_index=True)
+    scores = pd.concat(tables, ignore_index=True)
+    of_bscan = scores.groupby(["volume", "bscan"])["label"].transform("max")
+    return scores.assign(bscan_label=of_bscan)
 
 
 def write_scores(scores: pd.DataFrame, folder: Path, methods: tuple[str, ...]) -> list[str]:
@@ -103,3 +106,8 @@ def evaluate(
     assert run_command("anogan", {"evaluate": ""}, [*arguments, "--bootstrap", "50", *options]) == 0
     table = pd.read_csv(folder / "metrics.tsv", sep="\t")
     return table.set_index(["method", "level", "subset", "metric"]).sort_index()
+
+
+def evaluation_of(folder: Path) -> dict:
+    """Return the metrics.json that `evaluate` wrote into a folder."""
+    return json.loads((folder / "metrics.json").read_text())

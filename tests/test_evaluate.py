@@ -1,108 +1,40 @@
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_scores import GAN_METHODS, LAYOUT, evaluate, make_scores, score_name, write_scores
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    precision_score,
-    recall_score,
-    roc_auc_score,
+from made_scores import (
+    GAN_METHODS,
+    LAYOUT,
+    evaluate,
+    evaluation_of,
+    make_scores,
+    score_name,
+    write_scores,
 )
+from sklearn.metrics import roc_auc_score
 
-from anogan.statistics import (
-    bootstrap_metrics,
-    choose_operating_point,
-    draw_patients,
-    interval,
-    patient_strata,
-    point_metrics,
-    youden_threshold,
-)
+from anogan.evidence.statistics import draw_patients, patient_strata, youden_threshold
 from preprocessing.cli import run_command
+from preprocessing.seeds import derive_seed
 
 
-def message_of_failure(paths: list[str], folder: Path, capsys) -> str:
-    arguments = ["evaluate", "--scores", *paths, "--output", f"{folder}/metrics.tsv"]
+def message_of_failure(paths: list[str], folder: Path, capsys, *options: str) -> str:
+    arguments = ["evaluate", "--scores", *paths, "--output", f"{folder}/metrics.tsv", *options]
     assert run_command("anogan", {"evaluate": ""}, arguments) == 1
     assert not (folder / "metrics.tsv").exists()
     return capsys.readouterr().err
 
 
-def evaluation_of(folder) -> dict:
-    return json.loads((folder / "evaluation.json").read_text())
+def evaluate_anogan(scores: pd.DataFrame, folder: Path, *options: str) -> pd.DataFrame:
+    return evaluate(scores, folder, *options, methods=("anogan",))
 
 
-@pytest.fixture
-def tied(rng):
-    """Label, score with many ties, and patient of 600 cases."""
-    patient = rng.integers(0, 15, 600)
-    label = ((rng.random(600) < 0.5) & (patient % 2 == 0)).astype(int)
-    return label, np.round(rng.normal(size=600) + label, 1), patient
-
-
-def test_metrics_agree_with_scikit_learn_ties_included(tied):
-    label, score, _ = tied
-    called = score >= 0.5
-    found = point_metrics(label, score, 0.5)
-    expected = {
-        "auc": roc_auc_score(label, score),
-        "average_precision": average_precision_score(label, score),
-        "precision": precision_score(label, called),
-        "sensitivity": recall_score(label, called),
-        "specificity": recall_score(label, called, pos_label=0),
-        "f1": f1_score(label, called),
-    }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["recall"] == found["sensitivity"]
-    assert found["tp"] + found["fn"] == label.sum()
-    assert sum(found[name] for name in ("tp", "fp", "tn", "fn")) == len(label)
-
-
-def test_every_bootstrap_replicate_equals_scikit_learn_on_repeated_patients(tied):
-    label, score, patient = tied
-    draws = draw_patients(patient_strata(patient, label)[1], 20, seed=3)
-    replicates = bootstrap_metrics(label, score, patient, 0.5, draws)
-    for r, draw in enumerate(draws):
-        repeated = np.repeat(np.arange(len(label)), draw[patient])
-        expected = point_metrics(label[repeated], score[repeated], 0.5)
-        for name, values in replicates.items():
-            assert values[r] == pytest.approx(expected[name]), name
-
-
-def test_draws_keep_the_number_of_patients_in_each_group(tied):
-    label, _, patient = tied
-    anomalous = patient_strata(patient, label)[1]
-    draws = draw_patients(anomalous, 100, seed=1)
-    assert (draws[:, anomalous].sum(axis=1) == anomalous.sum()).all()
-    assert (draws[:, ~anomalous].sum(axis=1) == (~anomalous).sum()).all()
-
-
-def test_interval_over_patients_is_wider_than_over_patches_when_a_patient_has_its_own_level(rng):
-    patient = np.repeat(np.arange(20), 50)
-    label = (patient >= 10).astype(int)
-    score = rng.normal(0, 1, 20)[patient] + 0.3 * rng.normal(size=1000) + label
-
-    def width(unit: np.ndarray) -> float:
-        draws = draw_patients(patient_strata(unit, label)[1], 400, seed=1)
-        low, high = interval(bootstrap_metrics(label, score, unit, 0.5, draws)["auc"])
-        return high - low
-
-    assert width(patient) > 2.5 * width(np.arange(1000))
-
-
-def test_operating_point_is_youden_or_the_healthy_quantile_or_none():
-    score = np.array([0.0, 1, 2, 3])
-    point = choose_operating_point(np.array([0, 0, 1, 1]), score, 0.95)
-    assert (point.rule, point.threshold) == ("youden", 2)
-    point = choose_operating_point(np.zeros(4, int), score, 0.5)
-    assert (point.rule, point.threshold) == ("healthy_quantile", 1.5)
-    assert choose_operating_point(np.ones(4, int), score, 0.5).rule == "none"
-    assert choose_operating_point(np.array([], int), np.array([]), 0.5).rule == "none"
+def warnings_of(folder: Path) -> list[str]:
+    """Return the warnings, less that which volumes as easy as the made-up ones bring about."""
+    warnings = evaluation_of(folder)["warnings"]
+    return [text for text in warnings if "without an error" not in text]
 
 
 def test_threshold_comes_from_validation_alone(tmp_path):
@@ -111,11 +43,12 @@ def test_threshold_comes_from_validation_alone(tmp_path):
     changed = scores.copy()
     changed.loc[test, "label"] = 1 - scores.loc[test, "label"]
     changed.loc[test, ["anogan", "anogan_R", "anogan_D", "gan_r", "p_d"]] *= 1.5
-    before, after = evaluate(scores, tmp_path / "a"), evaluate(changed, tmp_path / "b")
-    assert (
-        evaluation_of(tmp_path / "a")["operating_points"]
-        == (evaluation_of(tmp_path / "b")["operating_points"])
+    before, after = (
+        evaluate_anogan(scores, tmp_path / "a"),
+        evaluate_anogan(changed, tmp_path / "b"),
     )
+    for points in ("operating_points", "specificity_points", "healthy_volume_threshold"):
+        assert evaluation_of(tmp_path / "a")[points] == evaluation_of(tmp_path / "b")[points]
     key = ("anogan", "patch", "test")
     assert before.loc[(*key, "auc"), "value"] != after.loc[(*key, "auc"), "value"]
     validation = scores[scores["split"] == "validation"]
@@ -130,7 +63,9 @@ def test_order_of_rows_and_files_does_not_matter(tmp_path):
     evaluate(scores, tmp_path / "a")
     shuffled = scores.sample(frac=1, random_state=5)
     evaluate(shuffled, tmp_path / "b", methods=GAN_METHODS[::-1])
-    for name in ("metrics.tsv", "volumes.tsv", "evaluation.json"):
+    written = [path.name for path in (tmp_path / "a").glob("*.[tj]s*")]
+    assert len(written) == 6
+    for name in written:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -153,16 +88,59 @@ def test_a_method_that_nobody_knows_is_measured_after_the_known_ones(tmp_path):
     assert list(dict.fromkeys(written)) == ["pca", "pca_R", "a_new_one"]
 
 
-def test_a_baseline_that_wins_is_said(tmp_path):
+def test_differences_are_paired_within_the_draws(tmp_path):
+    """Errors of two methods are alike, so their difference is known better than either."""
+    scores = make_scores()
+    metrics = evaluate(scores, tmp_path, methods=("pca", "anogan", "gan_r"))
+    table = pd.read_csv(tmp_path / "differences.tsv", sep="\t")
+    pairs = list(dict.fromkeys(zip(table["method"], table["other"], strict=True)))
+    assert pairs == [("anogan", "gan_r"), ("anogan", "pca"), ("gan_r", "pca")]
+    row = table.set_index(["method", "other", "level", "subset", "metric"]).loc[
+        ("anogan", "pca", "patch", "test", "auc")
+    ]
+    auc = metrics.xs(("patch", "test", "auc"), level=("level", "subset", "metric"))
+    assert row["value"] == pytest.approx(auc["value"]["anogan"] - auc["value"]["pca"])
+
+    test = scores[(scores["split"] == "test")].reset_index(drop=True)
+    patients, anomalous = patient_strata(test["patient"], test["label"])
+    member = np.searchsorted(patients, test["patient"])
+    differences = []
+    for draw in draw_patients(anomalous, 50, derive_seed(1, "bootstrap", "test")):
+        part = test.loc[np.repeat(test.index, draw[member])]
+        found = [roc_auc_score(part["label"], part[name]) for name in ("anogan", "pca")]
+        differences.append(found[0] - found[1])
+    assert min(differences) <= row["ci_low"] < np.median(differences) < row["ci_high"]
+    width = auc["ci_high"] - auc["ci_low"]
+    assert row["ci_high"] - row["ci_low"] < width["anogan"] + width["pca"]
+
+
+def test_a_baseline_that_wins_is_said_and_by_how_much(tmp_path):
     scores = make_scores()
     evaluate(scores, tmp_path / "lost", methods=("anogan", "ae"))
-    assert evaluation_of(tmp_path / "lost")["warnings"] == []
-    metrics = evaluate(scores, tmp_path / "won", methods=("anogan", "ae", "pca"))
+    assert warnings_of(tmp_path / "lost") == []
+    scores["acae"] = scores["anogan"] + 0.01 * scores["p_d"]
+    metrics = evaluate(scores, tmp_path / "won", methods=("anogan", "ae", "pca", "acae"))
     auc = metrics.xs(("patch", "test", "auc"), level=("level", "subset", "metric"))["value"]
-    (warning,) = evaluation_of(tmp_path / "won")["warnings"]
-    assert f"anogan ({auc['anogan']:.3f})" in warning
-    assert f"pca ({auc['pca']:.3f})" in warning
-    assert "ae (" not in warning
+    (warning,) = warnings_of(tmp_path / "won")
+    assert f"anogan ({auc['anogan']:.3f}) is beaten by simple baselines" in warning
+    assert "ae (" not in warning.replace("acae (", "")
+    pca, acae = (warning[warning.index(f"{name} (") :].split(")")[0] for name in ("pca", "acae"))
+    assert pca.startswith(f"pca ({auc['pca']:.3f}, {auc['pca'] - auc['anogan']:.3f} more, 95 % CI")
+    assert "includes zero" not in pca
+    assert acae.endswith("which includes zero")
+
+
+def test_a_baseline_that_wins_without_interval_is_said(tmp_path):
+    scores = make_scores(splits=(("validation", 2, 2), ("test", 1, 2)))
+    evaluate(scores, tmp_path, methods=("anogan", "pca"))
+    warning = warnings_of(tmp_path)[-1]
+    assert "is beaten by a simple baseline: pca" in warning
+    assert "without an interval" in warning
+
+
+def test_baselines_alone_have_nothing_to_beat(tmp_path):
+    evaluate(make_scores(), tmp_path, methods=("ae", "pca"))
+    assert warnings_of(tmp_path) == []
 
 
 def test_volumes_without_any_label_are_scored_and_nothing_is_measured(tmp_path):
@@ -172,12 +150,12 @@ def test_volumes_without_any_label_are_scored_and_nothing_is_measured(tmp_path):
     volumes = pd.read_csv(tmp_path / "volumes.tsv", sep="\t")
     assert volumes["volume"].tolist() == [f"score_{i:02d}" for i in range(4)]
     assert volumes[["anogan", "anogan_R", "pca"]].notna().all(axis=None)
-    (warning,) = evaluation_of(tmp_path)["warnings"]
+    (warning,) = warnings_of(tmp_path)
     assert "nothing could be measured" in warning
 
 
 def test_unlabelled_volumes_have_the_threshold_of_healthy_validation_volumes(tmp_path):
-    evaluate(make_scores(splits=(("validation", 3, 0), ("score", 1, 1))), tmp_path)
+    evaluate_anogan(make_scores(splits=(("validation", 3, 0), ("score", 1, 1))), tmp_path)
     assert evaluation_of(tmp_path)["healthy_volume_threshold"]["anogan"] > 200
 
 
@@ -185,31 +163,21 @@ def test_excluded_patches_are_counted_and_change_no_metric(tmp_path):
     scores = make_scores()
     ambiguous = scores[(scores["volume"] == "test_07")].assign(label=-1)
     ambiguous["z"] += 1000
-    before = evaluate(scores, tmp_path / "a").loc[("anogan", "patch", "test")]["value"]
+    before = evaluate_anogan(scores, tmp_path / "a").loc[("anogan", "patch", "test")]["value"]
     both = pd.concat([scores, ambiguous])
-    after = evaluate(both, tmp_path / "b").loc[("anogan", "patch", "test")]["value"]
+    after = evaluate_anogan(both, tmp_path / "b").loc[("anogan", "patch", "test")]["value"]
     assert before["n_excluded"] == 0
     assert after["n_excluded"] == 40
     pd.testing.assert_series_equal(before.drop("n_excluded"), after.drop("n_excluded"))
 
 
-def test_volume_score_is_the_mean_of_the_highest_tenth(tmp_path):
-    scores = make_scores(splits=(("validation", 2, 2), ("test", 2, 2), ("score", 1, 0)))
-    metrics = evaluate(scores, tmp_path)
-    volumes = pd.read_csv(tmp_path / "volumes.tsv", sep="\t").set_index("volume")
-    values = np.sort(scores.loc[scores["volume"] == "test_03", "anogan"])
-    assert volumes.loc["test_03", "anogan"] == pytest.approx(values[-4:].mean(), 1e-5)
-    assert volumes.loc[["test_00", "test_03", "score_00"], "label"].tolist() == [0, 1, -1]
-    assert metrics.loc[("anogan", "volume", "test", "n"), "value"] == 4
-
-
 def test_sources_of_labels_are_told_apart(tmp_path):
     scores = make_scores()
     scores.loc[scores["patient"].str[-1].isin(list("02468")), "label_source"] = "eye"
-    metrics = evaluate(scores, tmp_path)
+    metrics = evaluate_anogan(scores, tmp_path)
     n = metrics.xs(("anogan", "patch", "n"), level=("method", "level", "metric"))["value"]
     assert n.to_dict() == {"test": 480, "test:annotation": 240, "test:eye": 240}
-    warnings = evaluation_of(tmp_path)["warnings"]
+    warnings = warnings_of(tmp_path)
     assert any("240 test patches carry the label of their whole eye" in text for text in warnings)
 
 
@@ -217,55 +185,140 @@ def test_healthy_eyes_belong_to_every_source(tmp_path):
     """They usually have no mask; without them a subset of annotated eyes has few normal patches."""
     scores = make_scores(splits=(("validation", 1, 1), ("test", 2, 4)))
     scores.loc[scores["volume"].isin(["test_00", "test_01"]), "label_source"] = "healthy"
-    n = evaluate(scores, tmp_path).xs(("anogan", "patch", "n"), level=("method", "level", "metric"))
+    n = evaluate_anogan(scores, tmp_path).xs(
+        ("anogan", "patch", "n"), level=("method", "level", "metric")
+    )
     assert n["value"].to_dict() == {"test": 240}
     scores.loc[scores["volume"].isin(["test_02"]), "label_source"] = "eye"
-    n = evaluate(scores, tmp_path).xs(("anogan", "patch", "n"), level=("method", "level", "metric"))
+    n = evaluate_anogan(scores, tmp_path).xs(
+        ("anogan", "patch", "n"), level=("method", "level", "metric")
+    )
     assert n["value"].to_dict() == {"test": 240, "test:annotation": 200, "test:eye": 120}
 
 
 def test_one_class_gives_nan_and_says_so(tmp_path):
     scores = make_scores(splits=(("validation", 4, 0), ("test", 5, 0)))
-    found = evaluate(scores, tmp_path, "--healthy-quantile", "0.9")
+    found = evaluate(scores, tmp_path, "--specificity", "0.9")
     found = found.loc[("anogan", "patch", "test")]["value"]
     assert np.isnan(found["auc"])
     assert np.isnan(found["sensitivity"])
     assert np.isnan(found["specificity_optimistic"])
     assert 0 < found["specificity"] < 1
     evaluation = evaluation_of(tmp_path)
-    assert any("only normal cases" in warning for warning in evaluation["warnings"])
+    for said in (
+        "test (patches, B-scans, volumes, patients): only normal cases",
+        "no anomalous patches, B-scans, volumes, patients in split validation: the threshold is "
+        "the lowest below which at least 0.9 of the normal ones lie",
+    ):
+        assert any(text.startswith(said) for text in evaluation["warnings"])
     assert evaluation["operating_points"]["patch"]["anogan"]["rule"] == "healthy_quantile"
+    assert (tmp_path / "metrics.json").read_text().count("NaN") == 0
+    values = pd.DataFrame(evaluation["differences"])["value"]
+    assert values.isna().all() and len(values) == 4 * 3 * 2
 
 
 def test_without_validation_there_is_no_threshold_but_an_auc(tmp_path):
-    found = evaluate(make_scores(splits=(("test", 3, 3),)), tmp_path)
+    found = evaluate_anogan(make_scores(splits=(("test", 3, 3),)), tmp_path)
     found = found.loc[("anogan", "patch", "test")]["value"]
     assert np.isnan(found["threshold"])
     assert np.isnan(found["precision"])
     assert found["auc"] > 0.5
     assert found["precision_optimistic"] > 0.5
-    assert any("no threshold" in warning for warning in evaluation_of(tmp_path)["warnings"])
+    said = [text for text in warnings_of(tmp_path) if "validation" in text]
+    assert len(said) == 1
+    assert "no threshold could be chosen" in said[0]
+    assert evaluation_of(tmp_path)["healthy_volume_threshold"]["anogan"] is None
 
 
 def test_a_single_patient_in_a_group_gives_no_interval(tmp_path):
-    found = evaluate(make_scores(splits=(("validation", 2, 2), ("test", 1, 2))), tmp_path)
+    found = evaluate_anogan(make_scores(splits=(("validation", 2, 2), ("test", 1, 2))), tmp_path)
     assert np.isnan(found.loc[("anogan", "patch", "test", "auc"), "ci_low"])
-    assert any("no interval" in warning for warning in evaluation_of(tmp_path)["warnings"])
+    assert any("no interval" in warning for warning in warnings_of(tmp_path))
 
 
 def test_few_patients_are_said(tmp_path):
-    evaluate(make_scores(), tmp_path / "twelve")
-    assert evaluation_of(tmp_path / "twelve")["warnings"] == []
-    evaluate(make_scores(splits=(("validation", 2, 2), ("test", 4, 4))), tmp_path / "eight")
-    assert "only 8 patients" in evaluation_of(tmp_path / "eight")["warnings"][0]
+    evaluate_anogan(make_scores(), tmp_path / "twelve")
+    assert warnings_of(tmp_path / "twelve") == []
+    evaluate_anogan(make_scores(splits=(("validation", 2, 2), ("test", 4, 4))), tmp_path / "eight")
+    (warning,) = warnings_of(tmp_path / "eight")
+    assert "test (patches, B-scans, volumes, patients): only 8 patients" in warning
+
+
+def test_perfect_scores_are_not_taken_for_certain(tmp_path):
+    metrics = evaluate(make_scores(), tmp_path, methods=("anogan",))
+    auc = metrics.xs(("anogan", "test", "auc"), level=("method", "subset", "metric"))["value"]
+    assert auc["bscan"] < auc["volume"] == auc["patient"] == 1
+    (warning,) = evaluation_of(tmp_path)["warnings"]
+    assert warning.startswith("test (volumes, patients): some scores tell anomalous from normal")
+
+
+def test_the_fixed_specificity_is_that_of_healthy_validation_volumes(tmp_path):
+    scores = make_scores(splits=(("validation", 4, 4), ("test", 4, 4)))
+    metrics = evaluate_anogan(scores, tmp_path, "--specificity", "0.8")
+    evaluation = evaluation_of(tmp_path)
+    point = evaluation["specificity_points"]["patch"]["anogan"]
+    healthy = scores[(scores["split"] == "validation") & (scores["eye_label"] == 0)]["anogan"]
+    assert (point["rule"], point["n"]) == ("specificity", 160)
+    assert np.mean(healthy < point["threshold"]) == 0.8
+    test = scores[scores["split"] == "test"]
+    found = metrics.loc[("anogan", "patch", "test")]
+    called = test["anogan"] >= point["threshold"]
+    for name, value in (
+        ("threshold", point["threshold"]),
+        ("tp", np.sum(called & (test["label"] == 1))),
+        ("fp", np.sum(called & (test["label"] == 0))),
+        ("specificity", np.mean(~called[test["label"] == 0])),
+    ):
+        assert found.loc[f"{name}_at_specificity", "value"] == pytest.approx(value)
+    between = found.loc["specificity_at_specificity", ["ci_low", "ci_high"]]
+    assert between["ci_low"] < between["ci_high"]
+    volume = evaluation["specificity_points"]["volume"]["anogan"]
+    assert evaluation["healthy_volume_threshold"]["anogan"] == volume["threshold"]
+
+
+def test_without_healthy_validation_volumes_no_specificity_can_be_fixed(tmp_path):
+    scores = make_scores(splits=(("validation", 0, 4), ("test", 5, 5)))
+    found = evaluate_anogan(scores, tmp_path).loc[("anogan", "patch", "test")]["value"]
+    assert np.isnan(found["threshold_at_specificity"]) and np.isnan(found["f1_at_specificity"])
+    assert np.isfinite(found["f1"])
+    assert any(
+        "no healthy volume in split validation: no threshold of specificity 0.95" in text
+        for text in warnings_of(tmp_path)
+    )
+
+
+def test_patches_without_a_finite_score_are_left_out_for_every_method(tmp_path):
+    scores = make_scores()
+    broken = scores.copy()
+    rows = scores.index[scores["split"] == "test"]
+    broken.loc[rows[:3], "gan_r"] = np.nan
+    broken.loc[rows[2:4], "anogan_D"] = np.inf
+    found = evaluate(broken, tmp_path / "broken")
+    (warning,) = warnings_of(tmp_path / "broken")
+    assert warning.startswith("4 of 720 patches are left out for every method")
+    assert "(anogan 2, gan_r 3)" in warning
+    pd.testing.assert_frame_equal(found, evaluate(scores.drop(rows[:4]), tmp_path / "without"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--specificity", "1"), ("--specificity", "0"), ("--bootstrap", "0")]
+)
+def test_senseless_options_are_refused(tmp_path, capsys, option, value):
+    paths = write_scores(make_scores(), tmp_path, ("anogan",))
+    assert option in message_of_failure(paths, tmp_path, capsys, option, value)
 
 
 def test_unusable_scores_are_named(tmp_path, capsys):
     scores = make_scores()
     broken = scores.copy()
-    broken.loc[:2, "gan_r"] = np.nan
+    broken["gan_r_R"] = np.nan
     message = message_of_failure(write_scores(broken, tmp_path, GAN_METHODS), tmp_path, capsys)
-    assert "gan_r: 3 of 720" in message
+    assert "gan_r_R: only 0 of 720 patches have a finite score" in message
+    broken.loc[3:, "gan_r_R"] = 1
+    broken.loc[:10, "p_d"], broken.loc[10:, "p_d"] = 1, np.nan
+    broken.loc[3:, "anogan"] = np.nan
+    message = message_of_failure(write_scores(broken, tmp_path, GAN_METHODS), tmp_path, capsys)
+    assert "no patch has one by every method" in message
     paths = write_scores(scores, tmp_path, GAN_METHODS)
     message = message_of_failure([*paths, paths[1]], tmp_path, capsys)
     assert "validation_00" in message and "of gan_r twice" in message

@@ -19,6 +19,7 @@ from preprocessing.patch_file import (
 )
 from preprocessing.patches import (
     draw_corners,
+    label_bscans,
     label_patches,
     marked_fraction,
     possible_corners,
@@ -171,6 +172,51 @@ def test_a_patch_that_was_examined_in_part_has_no_fraction():
     annotation[0, 35:] = np.nan
     fraction = marked_fraction(annotation, np.array([(0, 3, 0), (0, 4, 0)]), 32)
     np.testing.assert_array_equal(fraction, [0, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("marked_px", "examined", "volume_label", "expected"),
+    [
+        (0, "all", "diseased", 0),
+        (1, "all", "diseased", -1),
+        (10, "all", "healthy", 1),
+        (10, "some", "unknown", 1),
+        (1, "some", "diseased", -1),
+        (0, "some", "diseased", 1),
+        (0, "some", "healthy", 0),
+        (0, "valid", "diseased", 0),
+        (0, "none", "diseased", 1),
+        (0, "none", "unknown", -1),
+    ],
+)
+def test_labels_of_bscans(volume, marked_px, examined, volume_label, expected):
+    annotation = np.zeros_like(volume.data)
+    annotation[1, 50, :marked_px] = 1
+    annotation[1, 20, :90] = np.nan if examined in ("some", "valid") else 0
+    valid = volume.valid.copy()
+    valid[1, 20, :90] = examined != "valid"
+    annotation[2] = 1
+    seen = None if examined == "none" else annotation
+    changed = volume.replace(annotation=seen, valid=valid)
+    labels = label_bscans(changed, volume_label, min_px=10)
+    assert labels.dtype == np.int8
+    assert labels[1] == expected
+    assert examined == "none" or list(labels[[0, 2]]) == [0, 1]
+
+
+def test_marks_outside_the_valid_pixels_label_no_bscan(volume):
+    volume.valid[1, 110:120] = False
+    assert list(label_bscans(volume, "diseased", min_px=10)) == [0, 0, 0]
+
+
+def test_an_anomalous_patch_lies_in_an_anomalous_bscan(flat_files, tmp_path):
+    assert cut_both(flat_files, 300, 32, tmp_path / "p.h5") == 0
+    with open_patches(tmp_path / "p.h5") as file:
+        index = read_index(file)
+    assert (index["label"] == 1).any()
+    annotated = index[index["volume"] == "v1"]
+    np.testing.assert_array_equal(annotated["bscan_label"], annotated["bscan"] == 1)
+    assert (index.loc[index["volume"] == "v2", "bscan_label"] == 0).all()
 
 
 def test_shares_add_up():
@@ -328,3 +374,14 @@ def test_a_compressed_copy_cannot_be_mapped(many_patches, tmp_path):
         copy.create_dataset("patches", data=file["patches"][:], compression="gzip")
     with open_patches(tmp_path / "z.h5") as file, pytest.raises(InputError, match=r"z\.h5.*rerun"):
         MappedPatches(file)
+
+
+def test_an_index_of_another_version_is_named(many_patches, tmp_path):
+    with h5py.File(many_patches[0], "r+") as file:
+        index = file["index"][:]
+        del file["index"]
+        kept = [name for name in index.dtype.names if name != "bscan_label"]
+        file.create_dataset("index", data=index[kept])
+    message = r"p\.h5: its index lacks bscan_label; rerun"
+    with open_patches(many_patches[0]) as file, pytest.raises(InputError, match=message):
+        read_index(file)

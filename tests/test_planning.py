@@ -182,12 +182,30 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"existing_models": {"gan": "absent"}}, "absent holds no model.json"),
         ({"existing_models": {"gan": "results/model/gan"}}, "gan lies in results_dir"),
         ({"methods": ["pca"], "existing_models": {"gan": "x"}}, "no method needs 'gan'"),
+        ({"heatmap": {"methods": ["knn"]}}, "heatmap: methods: there is no method 'knn'"),
+        ({"heatmap": {"stride": 65}}, "stride is 65, which leaves gaps between patches of 64"),
+        ({"evaluate": {"aggregation": "sum"}}, "evaluate: aggregation: 'sum' is not one of"),
         ({"map": {"candidates": 2, "restarts": 3}}, "3 restarts need at least as many candidates"),
     ],
 )
 def test_a_bad_config_is_named_with_its_place(config, message):
     with pytest.raises(PlanningError, match=message):
         resolve_config(config)
+
+
+@pytest.mark.parametrize(
+    ("methods", "wanted", "drawn"),
+    [
+        (["pca", "anogan"], {}, ["anogan"]),
+        (["pca", "ae"], {"methods": ["pca", "anogan"]}, ["pca"]),
+        (["pca", "ae"], {"methods": ["anogan"]}, ["ae"]),
+        (["pca", "ae"], {"methods": []}, []),
+    ],
+)
+def test_heat_maps_are_drawn_with_what_runs(methods, wanted, drawn):
+    """So that a preset can name methods without forbidding to run fewer."""
+    config = resolve_config({"methods": methods, "heatmap": wanted})
+    assert config["heatmap"]["methods"] == drawn
 
 
 @pytest.mark.parametrize("preset", sorted(p.name for p in (ROOT / "config/presets").glob("*.yaml")))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from anogan import score_tables
+from anogan.evidence import score_tables
 from planning import models
 from planning.config import resolve_config
 from planning.errors import PlanningError
@@ -45,11 +45,19 @@ def test_every_key_of_a_model_is_an_option_of_its_training(model):
     assert learned == set(config[model])  # and none is missing in the config
 
 
+@pytest.mark.parametrize(
+    ("stage", "files"),
+    [
+        ("score", ("--patches", "p.h5")),
+        ("heatmap", ("--inputs", "f", "--labels", "healthy", "--split", "test")),
+    ],
+    ids=["score", "heatmap"],
+)
 @pytest.mark.parametrize("method", known_methods())
-def test_a_method_is_scored_with_the_options_that_it_heeds(method):
+def test_a_method_is_scored_with_the_options_that_it_heeds(method, stage, files):
     config = resolve_config({"map": {"steps": 7, "lambda": 0.3, "clamp": True}})
-    files = ("--patches", "p.h5", "--model", "m", "--output", "s", "--residual-output", "r")
-    given = vars(stage_options("score", *files, *shlex.split(score_options(config, method))))
+    files = (*files, "--model", "m", "--output", "s")
+    given = vars(stage_options(stage, *files, *shlex.split(score_options(config, method))))
     searches, weighs = method in ("anogan", "gan_r"), method in ("anogan", "gan_r", "acae")
     assert given["steps"] == (7 if searches else 500)
     assert given["clamp"] is searches

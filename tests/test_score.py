@@ -11,7 +11,8 @@ import torch
 
 from anogan.model import save_model, weights_of
 from anogan.networks import Discriminator, Generator
-from anogan.score import choose_residuals, padded_batches
+from anogan.score import choose_residuals, score_file
+from anogan.scoring import padded_batches
 from preprocessing.cli import run_command
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter, open_patches
 
@@ -72,6 +73,12 @@ def table(model, patches, folder, *extra) -> pd.DataFrame:
     return pd.read_parquet(folder / "s.parquet")
 
 
+@pytest.fixture(scope="module")
+def reference(model, patch_file, tmp_path_factory) -> pd.DataFrame:
+    """The scores as they are without further options."""
+    return table(model, patch_file, tmp_path_factory.mktemp("reference"))
+
+
 @pytest.mark.parametrize("method", SCORES)
 def test_the_table_has_every_patch_in_the_order_of_the_file(model, patch_file, tmp_path, method):
     found = table(model, patch_file, tmp_path, "--method", method)
@@ -82,8 +89,8 @@ def test_the_table_has_every_patch_in_the_order_of_the_file(model, patch_file, t
     assert found[SCORES[method][0]].nunique() == 11
 
 
-def test_a_gan_is_scored_by_anogan_unless_told_otherwise(model, patch_file, tmp_path):
-    assert set(table(model, patch_file, tmp_path)["method"]) == {"anogan"}
+def test_a_gan_is_scored_by_anogan_unless_told_otherwise(reference):
+    assert set(reference["method"]) == {"anogan"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
@@ -103,36 +110,35 @@ def test_a_score_does_not_depend_on_order_or_chunk(
 
 
 @pytest.mark.parametrize("extra", [("--batch-size", 1), ("--batch-size", 16), ("--threads", 2)])
-def test_a_score_does_not_depend_on_batch_size_or_threads(model, patch_file, tmp_path, extra):
-    reference = table(model, patch_file, tmp_path)
+def test_a_score_does_not_depend_on_batch_size_or_threads(
+    model, patch_file, reference, tmp_path, extra
+):
     other = table(model, patch_file, tmp_path, *extra)
     # another shape may take another kernel, so the last bits may differ
     pd.testing.assert_frame_equal(other, reference, rtol=1e-3, atol=1e-3)
 
 
-def test_another_seed_starts_elsewhere(model, patch_file, tmp_path):
-    one = table(model, patch_file, tmp_path)["R"]
-    assert (table(model, patch_file, tmp_path, "--seed", 2)["R"] != one).all()
+def test_another_seed_starts_elsewhere(model, patch_file, reference, tmp_path):
+    assert (table(model, patch_file, tmp_path, "--seed", 2)["R"] != reference["R"]).all()
 
 
 def test_kept_residuals_belong_to_their_patches(model, patch_file, tmp_path):
     scores = table(model, patch_file, tmp_path, "--residuals", 6)
     with h5py.File(tmp_path / "s.h5") as kept, h5py.File(patch_file) as file:
         rows = kept["index"]["x"]
-        assert len(rows) == 6
-        assert sorted(scores["label"].iloc[rows]) == [0, 0, 0, 1, 1, 1]
+        assert sorted(scores["label"].iloc[rows[kept["random"][:]]]) == [0, 0, 0, 1, 1, 1]
         np.testing.assert_array_equal(kept["patches"][:], file["patches"][:][rows])
         residual = np.abs(kept["patches"][:].astype(np.float32) - kept["generated"][:])
         np.testing.assert_allclose(residual, kept["residual"][:], atol=2e-3)
         np.testing.assert_allclose(residual.sum((1, 2)), scores["R"].iloc[rows], rtol=1e-3)
-        assert kept["masks"].shape == (6, SIZE, SIZE)
+        assert kept["masks"].shape == (len(rows), SIZE, SIZE)
 
 
 def test_a_method_that_rebuilds_nothing_leaves_an_empty_file(model, patch_file, tmp_path):
     table(model, patch_file, tmp_path, "--method", "p_d")
     with h5py.File(tmp_path / "s.h5") as kept:
         assert {name: len(kept[name]) for name in kept} == dict.fromkeys(
-            ("patches", "generated", "residual", "masks", "index"), 0
+            ("patches", "generated", "residual", "masks", "index", "random"), 0
         )
 
 
@@ -231,6 +237,30 @@ def test_the_choice_of_residuals_is_balanced(count, chosen):
     index = pd.DataFrame({"label": [-1] * 10 + [0] * 80 + [1] * 10})
     rows = choose_residuals(index, [str(i) for i in range(100)], count)
     assert index["label"].iloc[rows].value_counts().to_dict() == chosen
+
+
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_the_patches_scored_most_wrongly_are_kept(tmp_path, rng, batch_size):
+    """The score is the brightness here, and one patch has none."""
+    n = 90
+    index = np.zeros(n, INDEX_DTYPE)
+    index["volume"], index["x"] = b"a", np.arange(n)
+    index["label"] = label = rng.integers(-1, 2, n)
+    score = rng.permutation(n) / n
+    score[np.flatnonzero(label == 0)[3]] = np.nan
+    gray = np.broadcast_to(score[:, None, None], (n, SIZE, SIZE)).astype(np.float16)
+    with PatchWriter(tmp_path / "p.h5", SIZE) as writer:
+        writer.append(gray, None, index)
+
+    def scorer(x, keys):
+        return x[:, 0, :1, 0], -x
+
+    cpu = torch.device("cpu")
+    _, rows, rebuilt = score_file(str(tmp_path / "p.h5"), scorer, ("S",), batch_size, 0, cpu)
+    ranked = {value: np.flatnonzero((label == value) & np.isfinite(score)) for value in (0, 1)}
+    ranked = {value: own[np.argsort(score[own])] for value, own in ranked.items()}
+    assert rows.tolist() == sorted([*ranked[0][-8:], *ranked[1][:8]])
+    np.testing.assert_array_equal(rebuilt, -gray[rows])
 
 
 def test_the_last_batch_is_not_dropped():

@@ -16,6 +16,8 @@ from conftest import plain_bytes
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
 STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc", "qc_pictures"]
+MAPS = ["heatmap", "heat_scale", "overlay"]
+EVIDENCE = ["evaluate", "report"]
 
 # Small enough for a test, with every stage: 32-pixel patches and a toy network.
 TINY = {
@@ -85,13 +87,21 @@ def project(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "chunks", "expected"),
     [
-        pytest.param(ROWS, 1, {"patches": 4, "score": 9, "load": 6}, id="all splits"),
+        pytest.param(
+            ROWS,
+            1,
+            {"patches": 4, "score": 9, "load": 6, "heatmap": 3, "overlay": 3},
+            id="all splits",
+        ),
         pytest.param(ROWS[:5], 1, {"patches": 3, "score": 6, "load": 5}, id="nothing to score"),
         pytest.param(
-            [*ROWS[:2], *ROWS[3:5]], 1, {"patches": 2, "score": 3, "load": 4}, id="no validation"
+            [*ROWS[:2], *ROWS[3:5]], 1, {"patches": 2, "score": 3, "heatmap": 1}, id="no validation"
         ),
         pytest.param(
-            [*ROWS[:2], ROWS[5]], 1, {"patches": 2, "score": 3, "load": 3}, id="nothing to measure"
+            [*ROWS[:2], ROWS[5]],
+            1,
+            {"patches": 2, "score": 3, "overlay": 1},
+            id="nothing to measure",
         ),
         pytest.param([ROWS[0], ROWS[4]], 5, {"patches": 2, "score": 3}, id="many chunks"),
         pytest.param(
@@ -105,7 +115,13 @@ def test_layouts_plan_the_right_jobs(project, rows, chunks, expected):
     assert {rule: planned[rule] for rule in expected} == expected
     assert planned["phantom"] == planned["flatten"] == len(rows)
     assert planned["train"] == 2  # gan and pca
+    assert planned["heat_scale"] == planned["latent"] == 1
     assert planned["evaluate"] == planned["report"] == 1
+
+
+def test_without_heat_maps_and_without_a_gan(project):
+    project.write(ROWS, methods=["pca"], heatmap={"methods": []})
+    assert not {*MAPS, "latent"} & set(project.planned())
 
 
 def test_the_default_plans_its_phantoms(project):
@@ -205,23 +221,24 @@ class TestWholeRun:
             (
                 "preprocessing/flatten.py",
                 "flatten",
-                {"flatten", "patches", "train", "score", "evaluate", "report"},
+                {"flatten", "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
             ),
             (
                 "preprocessing/qc.py",
                 "qc",
-                {"qc", "qc_pictures", "patches", "train", "score", "evaluate", "report"},
+                {"qc", "qc_pictures", "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
             ),
             ("preprocessing/qc_pictures.py", "qc_pictures", {"qc_pictures", "report"}),
             (
                 "preprocessing/readers/nifti.py",
                 "load",
-                {*STAGES, "patches", "train", "score", "evaluate", "report"},
+                {*STAGES, "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
             ),
-            ("anogan/mapping.py", "score", {"score", "evaluate", "report"}),
-            ("anogan/methods/pca.py", "train", {"train", "score", "evaluate", "report"}),
+            ("anogan/mapping.py", "score", {"score", *MAPS, *EVIDENCE}),
+            ("anogan/methods/pca.py", "train", {"train", "score", *EVIDENCE}),
+            ("anogan/overlay.py", "overlay", {"overlay", "report"}),
             ("anogan/report.py", "report", {"report"}),
-            ("anogan/templates/report.html.j2", "report", {"report"}),
+            ("anogan/page/templates/report.html.j2", "report", {"report"}),
         ],
     )
     def test_a_change_reruns_its_stage_and_what_follows(self, finished, file, first, expected):
@@ -238,15 +255,18 @@ class TestWholeRun:
     @pytest.mark.parametrize(
         ("section", "key", "value", "expected"),
         [
-            ("map", "steps", 4, {"score", "evaluate", "report"}),
-            ("evaluate", "bootstrap", 10, {"evaluate", "report"}),
-            ("gan", "epochs", 4, {"train", "score", "evaluate", "report"}),
-            ("patches", "test_per_volume", 10, {"patches", "score", "evaluate", "report"}),
+            ("map", "steps", 4, {"score", *MAPS, *EVIDENCE}),
+            ("map", "residuals", 7, {"score", *EVIDENCE}),
+            ("heatmap", "stride", 16, {*MAPS, *EVIDENCE}),
+            ("evaluate", "bootstrap", 10, {*EVIDENCE}),
+            ("report", "max_mb", 20, {"report"}),
+            ("gan", "epochs", 4, {"train", "score", "latent", *MAPS, *EVIDENCE}),
+            ("patches", "test_per_volume", 10, {"patches", "score", "latent", *EVIDENCE}),
             (
                 "patches",
                 "leave_out_bscans",
                 "check",
-                {"patches", "train", "score", "evaluate", "report"},
+                {"patches", "train", "score", "latent", *MAPS, *EVIDENCE},
             ),
         ],
     )
@@ -256,7 +276,7 @@ class TestWholeRun:
         path = finished.folder / "my.yaml"
         original = path.read_text()
         config = yaml.safe_load(original)
-        config[section][key] = value
+        config.setdefault(section, {})[key] = value
         try:
             path.write_text(yaml.safe_dump(config))
             planned = finished.planned()

@@ -27,7 +27,8 @@ DISTRIBUTIONS = {  # import name -> name on the package index, where they differ
 def code_version(module: str, *files: str) -> str:
     """Return the fingerprint of a module's import closure and of other `files` it reads.
 
-    Parameters are the dotted name of the module and paths below the project's folder.
+    Parameters are the dotted name of the module and paths below the project's folder; a folder
+    stands for the files in it.
     """
     digest = hashlib.sha256()
     libraries: set[str] = set()
@@ -38,7 +39,9 @@ def code_version(module: str, *files: str) -> str:
     for library in sorted(libraries):
         digest.update(f"{library} {_minor_version(library)}\n".encode())
     for file in files:
-        digest.update((ROOT / file).read_bytes())
+        path = ROOT / file
+        for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+            digest.update(part.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from planning.errors import PlanningError
-from planning.models import known_methods, models_of
+from planning.models import headline, known_methods, models_of
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -35,6 +35,7 @@ def resolve_config(config: dict) -> dict:
         for model, folder in resolved["existing_models"].items()
     }
     _check_methods(resolved)
+    _choose_heatmaps(resolved)
     for model in models_of(resolved["methods"]):
         if model not in resolved["existing_models"]:
             _check_training(resolved, model)
@@ -44,12 +45,7 @@ def resolve_config(config: dict) -> dict:
 
 
 def _check_methods(config: dict) -> None:
-    known = known_methods()
-    for method in config["methods"]:
-        if method not in known:
-            raise PlanningError(
-                f"config: methods: there is no method '{method}'; there are {', '.join(known)}"
-            )
+    _check_known("methods", config["methods"])
     models = models_of(config["methods"])
     for model, folder in config["existing_models"].items():
         if model not in models:
@@ -64,6 +60,29 @@ def _check_methods(config: dict) -> None:
                 "results_dir"
             )
         _check_model(model, Path(folder), config)
+
+
+def _choose_heatmaps(config: dict) -> None:
+    """Keep the methods to draw with that run: the leading one where none is named or none runs."""
+    section, leading = config["heatmap"], [headline(config["methods"])]
+    wanted = section.get("methods", leading)
+    _check_known("heatmap: methods", wanted)
+    drawn = [method for method in wanted if method in config["methods"]]
+    section["methods"] = drawn or (leading if wanted else [])
+    if section["stride"] > config["patches"]["size"]:
+        raise PlanningError(
+            f"config: heatmap: stride is {section['stride']}, which leaves gaps between patches of "
+            f"{config['patches']['size']} pixels; half of that is a good choice"
+        )
+
+
+def _check_known(key: str, methods: list[str]) -> None:
+    known = known_methods()
+    for method in methods:
+        if method not in known:
+            raise PlanningError(
+                f"config: {key}: there is no method '{method}'; there are {', '.join(known)}"
+            )
 
 
 def _check_model(model: str, folder: Path, config: dict) -> None:

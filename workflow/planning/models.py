@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LEADING = ("anogan", "gan_r", "p_d", "acae", "ae", "pca")  # the first that runs leads the report
 COMPOSITION = ("lambda", "weighting", "feature_layer", "feature_distance")
-ALWAYS = ("batch_size", "residuals")
-NO_OPTION = ("chunks",)
+ALWAYS = ("batch_size",)
+NO_OPTION = ("chunks", "residuals")  # not of the score itself
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def train_options(config: dict, model: str) -> str:
 
 
 def score_options(config: dict, method: str) -> str:
-    """Return the options of `score` that a method heeds, so that the others rerun nothing."""
+    """Return the options that a method heeds in scoring, so that the others rerun nothing."""
     section = config["map"]
     options = {key: section[key] for key in ALWAYS}
     if heeds(method, "composition"):

@@ -14,7 +14,7 @@ from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
 from planning.models import headline, heeds, model_of, models_of, score_options, train_options
-from planning.sample_sheet import PHANTOM_FOLDER, read_sample_sheet
+from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
 from planning.sources import source_files
 
 try:
@@ -28,7 +28,9 @@ except PlanningError as error:
 RESULTS = config["results_dir"].rstrip("/")
 DATA = config["data_dir"].rstrip("/")
 HEADLINE = headline(config["methods"])
+MAPPED_METHODS = config["heatmap"]["methods"]
 SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
+SHOWN_SPLITS = [s for s in ("test", "score") if s in SCORED_SPLITS]
 USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
 
 # Jobs find the Python that runs Snakemake, whether or not its environment is activated.
@@ -147,15 +149,43 @@ def quality_tables(wildcards):
     return part_files("qc.tsv")(wildcards)
 
 
+def option(name, paths):
+    """An option with its files, nothing without a file."""
+    return " ".join([name, *(shlex.quote(str(path)) for path in paths)]) if paths else ""
+
+
 def quality_option(wildcards, input):
-    tables = " ".join(shlex.quote(str(table)) for table in input.qc)
-    return f"--qc {tables}" if tables else ""
+    return option("--qc", input.qc)
 
 
-def scored_parts(method, suffix):
-    """One file of a method per chunk of the scored splits, leaving out chunks without a volume."""
+def scored_parts():
+    """The chunks of the scored splits, leaving out those without a volume."""
     parts = [f"{split}-{k}" for split in SCORED_SPLITS for k in range(config["map"]["chunks"])]
-    return [f"{RESULTS}/scores/{method}/{part}{suffix}" for part in parts if volumes_of_part(part)]
+    return [part for part in parts if volumes_of_part(part)]
+
+
+def score_files(method, suffix):
+    """One file of a method per chunk of the scored splits."""
+    return [f"{RESULTS}/scores/{method}/{part}{suffix}" for part in scored_parts()]
+
+
+def maps_of(method, splits):
+    """The heat maps of a method, one file per chunk of `splits`."""
+    parts = [part for part in scored_parts() if split_of(part) in splits]
+    return [f"{RESULTS}/heatmaps/{method}/{part}.h5" for part in parts]
+
+
+def maps_of_scale(wildcards):
+    """What the colour scale is made from: validation alone, so that a new eye changes no colour."""
+    validation = maps_of(wildcards.method, ["validation"])
+    return validation or maps_of(wildcards.method, SCORED_SPLITS)
+
+
+def maps_of_volume(wildcards):
+    """The heat maps that hold a volume, one file per method."""
+    split = row_of(wildcards).split
+    part = f"{split}-{chunk_of(wildcards.volume, config['map']['chunks'])}"
+    return [f"{RESULTS}/heatmaps/{method}/{part}.h5" for method in MAPPED_METHODS]
 
 
 def patch_count(split):

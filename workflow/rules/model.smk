@@ -59,9 +59,41 @@ rule score:
         code=code_version("anogan.score"),
         of_method=lambda wildcards: code_version(f"anogan.methods.{wildcards.method}"),
         options=lambda wildcards: score_options(config, wildcards.method),
+        residuals=config["map"]["residuals"],
         folder=subpath(input.description, parent=True),
     shell:
         "python -m anogan score --patches {input.patches:q} --model {params.folder:q}"
-        " --method {wildcards.method} {params.options} --threads {threads}"
+        " --method {wildcards.method} {params.options} --residuals {params.residuals} --threads {threads}"
         " --gpus {resources.gpu} --output {output.scores:q}"
         " --residual-output {output.residuals:q} > {log:q} 2>&1"
+
+
+rule latent:
+    input:
+        patches=[
+            f"{RESULTS}/patches/{part}.h5"
+            for part in scored_parts()
+            if split_of(part) in (["test"] if SHEET.volumes("test") else SHOWN_SPLITS)
+        ],
+        description=f"{model_folder('gan')}/model.json",
+        weights=f"{model_folder('gan')}/weights.safetensors",
+    output:
+        f"{RESULTS}/latent/gan.h5",
+    log:
+        f"{RESULTS}/logs/latent.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/latent.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        code=code_version("anogan.latent"),
+        folder=subpath(input.description, parent=True),
+        seed=config["seed"],
+    shell:
+        "python -m anogan latent --model {params.folder:q} --patches {input.patches:q}"
+        " --seed {params.seed} --threads {threads} --output {output:q}"
+        " > {log:q} 2>&1"

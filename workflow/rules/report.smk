@@ -1,6 +1,11 @@
 # The evidence: metrics, figures and the page that shows them.
 
-FIGURES = ["roc_methods", "roc_scores", "distributions", "panel", "training"]
+FIGURES = ["roc_methods", "roc_scores", "distributions", "precision_recall", "panel", "gallery"]
+FIGURES += ["calibration", "strip", "training"]
+LATENT = []  # what the GAN has made of patches, if there is one
+if "gan" in models_of(config["methods"]):
+    FIGURES += ["tsne", "walks"]
+    LATENT = [f"{RESULTS}/latent/gan.h5"]
 
 
 rule resolved_config:
@@ -25,15 +30,21 @@ rule resolved_config:
 
 rule evaluate:
     input:
-        scores=[path for method in config["methods"] for path in scored_parts(method, ".parquet")],
+        scores=[path for method in config["methods"] for path in score_files(method, ".parquet")],
+        maps=[path for method in MAPPED_METHODS for path in maps_of(method, ["validation", "test"])],
     output:
         metrics=report(
             f"{RESULTS}/report/metrics.tsv",
             caption="../report/metrics.rst",
             category="Metrics",
         ),
-        evaluation=f"{RESULTS}/report/evaluation.json",
-        volumes=f"{RESULTS}/report/volumes.tsv",
+        differences=report(
+            f"{RESULTS}/report/differences.tsv",
+            caption="../report/differences.rst",
+            category="Metrics",
+        ),
+        details=f"{RESULTS}/report/metrics.json",
+        cases=expand(f"{RESULTS}/report/{{level}}.tsv", level=["bscans", "volumes", "patients"]),
     log:
         f"{RESULTS}/logs/evaluate.log",
     benchmark:
@@ -46,22 +57,28 @@ rule evaluate:
         runtime=60,
     params:
         code=code_version("anogan.evaluate"),
-        bootstrap=config["evaluate"]["bootstrap"],
-        healthy_quantile=config["evaluate"]["healthy_quantile"],
+        settings=config["evaluate"],
+        maps=lambda wildcards, input: option("--maps", input.maps),
         seed=config["seed"],
     shell:
-        "python -m anogan evaluate --scores {input.scores:q} --bootstrap {params.bootstrap}"
-        " --healthy-quantile {params.healthy_quantile} --seed {params.seed}"
+        "python -m anogan evaluate --scores {input.scores:q} {params.maps}"
+        " --bootstrap {params.settings[bootstrap]} --specificity {params.settings[specificity]}"
+        " --aggregation {params.settings[aggregation]} --top-share {params.settings[top_share]}"
+        " --percentile {params.settings[percentile]} --seed {params.seed}"
         " --output {output.metrics:q} > {log:q} 2>&1"
 
 
 rule report:
     input:
         scores=rules.evaluate.input.scores,
-        residuals=scored_parts(HEADLINE, ".residuals.h5"),
+        residuals=score_files(HEADLINE, ".residuals.h5"),
         metrics=rules.evaluate.output.metrics,
-        evaluation=rules.evaluate.output.evaluation,
-        volumes=rules.evaluate.output.volumes,
+        evaluation=[value for name, value in rules.evaluate.output.items() if name != "metrics"],
+        overlays=expand(
+            rules.overlay.output,
+            volume=[v for split in SHOWN_SPLITS for v in SHEET.volumes(split) if MAPPED_METHODS],
+        ),
+        latent=LATENT,
         description=f"{model_folder(model_of(HEADLINE))}/model.json",
         training=training_pictures,
         qc=expand(
@@ -75,15 +92,23 @@ rule report:
         ),
         config=rules.resolved_config.output,
     output:
+        **{
+            name: report(
+                f"{RESULTS}/report/figures/{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+            )
+            for name in FIGURES
+        },
         page=report(
             f"{RESULTS}/report/index.html",
             caption="../report/page.rst",
             category="Report",
         ),
-        svg=report(
-            expand(f"{RESULTS}/report/figures/{{name}}.svg", name=FIGURES),
-            caption="../report/figures.rst",
-            category="Figures",
+        table=report(
+            f"{RESULTS}/report/table.tex",
+            caption="../report/table.rst",
+            category="Metrics",
         ),
         png=expand(f"{RESULTS}/report/figures/{{name}}.png", name=FIGURES),
     log:
@@ -97,12 +122,16 @@ rule report:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        code=code_version("anogan.report", "anogan/templates/report.html.j2"),
+        code=code_version("anogan.report", "anogan/page/templates"),
         model=subpath(input.description, parent=True),
         leave_out=config["patches"]["leave_out_bscans"],
+        overlays=lambda wildcards, input: option("--overlays", input.overlays),
+        latent=lambda wildcards, input: option("--latent", input.latent),
+        max_mb=config["report"]["max_mb"],
         phantom="--phantom" if any(row.is_phantom for row in SHEET.rows.values()) else "",
     shell:
         "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
         " --leave-out {params.leave_out} --qc-pictures {input.pictures:q}"
+        " {params.overlays} {params.latent} --max-mb {params.max_mb}"
         " --config {input.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"

@@ -21,6 +21,7 @@ DESCRIPTION = [
     "eye",
     "split",
     "eye_label",
+    "bscan_label",
     "label",
     "anomalous_fraction",
     "label_source",
@@ -52,8 +53,9 @@ def read_scores(paths: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
 def patch_table(scores: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Return (one row per patch, sorted, with a column per score; the scores' names by method).
 
-    A method's own score comes first and bears its name, any other is `<method>_<column>`.
-    Raises InputError when a patch occurs twice, lacks a method or has no finite score.
+    A method's own score comes first and bears its name, any other is `<method>_<column>`. A patch
+    with a score that is not finite is left out, so that all methods are measured on the same ones.
+    Raises InputError when a patch occurs twice or lacks a method, or no patch is left.
     """
     table = next(iter(scores.values()))[[*PATCH, *DESCRIPTION]].set_index(PATCH)
     names = {}
@@ -63,15 +65,26 @@ def patch_table(scores: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str
         own, *others = _score_columns(rows)
         columns = {method: own} | {f"{method}_{column}": column for column in others}
         for name, column in columns.items():
-            table[name] = rows[column]
-            undefined = int((~np.isfinite(table[name])).sum())
-            if undefined:
-                raise InputError(
-                    f"{name}: {undefined} of {len(table)} patches have no finite score {column}; "
-                    "look for a diverged model in history.tsv, then run `score` again"
-                )
+            table[name] = rows[column].astype(float)
         names[method] = list(columns)
-    return table.sort_index().reset_index(), names
+    finite = np.isfinite(table[[name for own in names.values() for name in own]])
+    if not finite.all(axis=1).any():
+        worst = finite.sum().idxmin()
+        raise InputError(
+            f"{worst}: only {finite[worst].sum()} of {len(table)} patches have a finite score, and "
+            "no patch has one by every method; look for a diverged model in history.tsv, then run "
+            "`score` again or leave the method out"
+        )
+    return table[finite.all(axis=1)].sort_index().reset_index(), names
+
+
+def undefined_scores(scores: dict[str, pd.DataFrame]) -> dict[str, int]:
+    """Return how many patches have a score that is not finite, by method; only where there are."""
+    counts = {
+        method: int((~np.isfinite(rows[_score_columns(rows)])).any(axis=1).sum())
+        for method, rows in scores.items()
+    }
+    return {method: count for method, count in counts.items() if count}
 
 
 def _read_file(path: str | Path) -> pd.DataFrame:

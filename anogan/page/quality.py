@@ -15,7 +15,7 @@ def summarise(paths: list[str], leave_out: str) -> dict[str, object]:
 
     `leave_out` is the setting that the patches were cut with: none, fail or check.
     """
-    tables = [pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False) for path in paths]
+    tables = [_read(path) for path in paths]
     volumes = sorted(
         (_volume(table, LEAVE_OUT[leave_out]) for table in tables),
         key=lambda volume: (-FLAGS.index(volume["flag"]), -volume["n_left_out"]),
@@ -32,6 +32,16 @@ def summarise(paths: list[str], leave_out: str) -> dict[str, object]:
         "volumes": listed[:MOST_VOLUMES],
         "more": len(listed[MOST_VOLUMES:]),
     }
+
+
+def flags_by_volume(paths: list[str]) -> dict[str, str]:
+    """Return the flag of every volume as a whole by its name."""
+    whole = [table[table["bscan"] == WHOLE].iloc[0] for table in map(_read, paths)]
+    return {row["volume"]: row["flag"] for row in whole}
+
+
+def _read(path: str) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
 
 
 def _volume(table: pd.DataFrame, unfit: tuple[str, ...]) -> dict[str, object]:

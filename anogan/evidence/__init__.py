@@ -1,0 +1,1 @@
+"""From scores to metrics with intervals: what the stage `evaluate` is made of."""

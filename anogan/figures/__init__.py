@@ -1,0 +1,1 @@
+"""The figures of the report: functions of arrays and tables that return a matplotlib figure."""

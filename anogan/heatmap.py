@@ -1,0 +1,147 @@
+"""Stage `heatmap`: maps of where the anomalies are, averaged over overlapping patches.
+
+A pixel's residual is the mean of |x - rebuilt| over all patches that cover it, its score the mean
+of their scores. The maps lie in the geometry of the flat volume; `overlay` brings them back to the
+B-scans.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from anogan.maps.file import VolumeMaps, write_maps
+from anogan.scoring import (
+    ReadyMethod,
+    add_method_arguments,
+    check_preprocessing,
+    patch_keys,
+    ready_method,
+    score_batches,
+)
+from preprocessing.errors import InputError
+from preprocessing.geometry import geometry_path, read_geometry
+from preprocessing.patch_file import shared_settings
+from preprocessing.patch_grid import grid_corners
+from preprocessing.patches import EYE_LABELS, LEAVE_OUT, cut, flagged_bscans, lesion_mask
+from preprocessing.volume import Volume, read_volume
+
+
+class MeanMap:
+    """The mean, per pixel of a volume of `shape`, over all the windows that were added."""
+
+    def __init__(self, shape: tuple[int, int, int], size: int) -> None:
+        self._sum = np.zeros(shape, np.float32)
+        self._count = np.zeros(shape, np.uint16)
+        self._size = size
+
+    def add(self, corners: np.ndarray, values: np.ndarray) -> None:
+        """Add `values` (n, size, size), or one for all of a window (n, 1, 1), at `corners`."""
+        for (b, z, x), window in zip(corners, values, strict=True):
+            place = b, slice(z, z + self._size), slice(x, x + self._size)
+            self._sum[place] += window
+            self._count[place] += 1
+
+    def mean(self) -> np.ndarray:
+        """Return float32 (b, r, c), NaN where nothing was added."""
+        with np.errstate(invalid="ignore"):
+            return self._sum / self._count
+
+
+def map_volume(
+    volume: Volume, corners: np.ndarray, size: int, method: ReadyMethod, batch_size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the maps of score and residual (b, r, c) of the patches at `corners` (n, 3).
+
+    Patches are scored as those of a patch file at the same places. The residual is None where the
+    method rebuilds nothing.
+    """
+    gray = volume.data.astype(np.float16)
+    places = dict(zip(("bscan", "z", "x"), corners.T, strict=True))
+    keys = patch_keys(pd.DataFrame({"volume": volume.volume, **places}))
+    score, residual = (MeanMap(gray.shape, size) for _ in range(2))
+    rebuilds = True
+    for rows, x, scores, rebuilt in score_batches(
+        lambda rows: cut(gray, corners[rows], size), keys, method.scorer, batch_size, method.device
+    ):
+        score.add(corners[rows], scores[:, :1, None])
+        rebuilds = rebuilt is not None
+        if rebuilds:
+            residual.add(corners[rows], np.abs(x - rebuilt[:, 0].float().cpu().numpy()))
+    return score.mean(), residual.mean() if rebuilds else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    parser.add_argument("--inputs", nargs="+", required=True, help="flat volumes, .nii.gz")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        required=True,
+        choices=list(EYE_LABELS),
+        metavar="LABEL",
+        help="healthy, diseased or unknown, in the order of the inputs",
+    )
+    parser.add_argument(
+        "--qc", nargs="+", metavar="TSV", help="quality of the B-scans, in the order of the inputs"
+    )
+    parser.add_argument(
+        "--leave-out",
+        choices=list(LEAVE_OUT),
+        default="fail",
+        help="B-scans that --qc flags so, or worse, get no map",
+    )
+    parser.add_argument("--split", required=True, help="what the volumes are for")
+    parser.add_argument("--stride", type=int, default=32, help="pixels from patch to patch")
+    parser.add_argument("--output", required=True, help="HDF5 file")
+    add_method_arguments(parser)
+
+
+def command(args: argparse.Namespace) -> str:
+    """Map all volumes into one file, one volume in memory at a time."""
+    for option, values in (("labels", args.labels), ("qc", args.qc)):
+        if values and len(values) != len(args.inputs):
+            raise InputError(
+                f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
+            )
+    tables = args.qc or [None] * len(args.inputs)
+    n_patches = 0
+    with ready_method(args) as method:
+        size = method.model.architecture["patch_size"]
+        if not 1 <= args.stride <= size:
+            raise InputError(
+                f"a stride of {args.stride} pixels leaves gaps between patches of {size}; "
+                f"give 1 to {size}"
+            )
+        with write_maps(args.output, method.name, args.stride, size) as writer:
+            for path, label, table in zip(args.inputs, args.labels, tables, strict=True):
+                volume = _read(path, table, args.leave_out)
+                if volume.volume in writer:
+                    raise InputError(f"{path}: {volume.volume} is there already; give it once")
+                check_preprocessing(path, size, shared_settings(volume.parameters), method.model)
+                geometry = read_geometry(geometry_path(path))
+                corners = grid_corners(volume, geometry, size, args.stride)
+                score, residual = map_volume(volume, corners, size, method, args.batch_size)
+                writer.append(
+                    VolumeMaps(
+                        volume.volume,
+                        volume.patient,
+                        volume.eye,
+                        args.split,
+                        EYE_LABELS[label],
+                        len(corners),
+                        score,
+                        residual,
+                        lesion_mask(volume.annotation),
+                    )
+                )
+                n_patches += len(corners)
+    return f"{args.output}: {n_patches} patches of {len(args.inputs)} volumes by {method.name}"
+
+
+def _read(path: str, table: str | None, leave_out: str) -> Volume:
+    """Return a flat volume in which the B-scans that are left out are invalid."""
+    volume = read_volume(path)
+    if table:
+        volume.valid[flagged_bscans(table, len(volume.data), LEAVE_OUT[leave_out])] = False
+    return volume

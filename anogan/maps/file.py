@@ -1,0 +1,136 @@
+"""The HDF5 file of dense maps of one method: a group a volume, in the geometry of the flat volume.
+
+`<volume>/residual` (b, r, c) float16, the mean of |x - rebuilt| over all patches that cover a pixel
+(absent where the method rebuilds nothing); `<volume>/score` float32, the same mean of their scores;
+both NaN where no patch lies. `<volume>/annotation` uint8: 1 lesion, 0 none, 255 not examined
+(absent where nobody looked). A group's attributes are the other fields of `VolumeMaps`, the file's
+those of `MapFile`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from preprocessing import __version__
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_path
+
+DTYPES = {"residual": np.float16, "score": np.float32, "annotation": np.uint8}
+KINDS = ("residual", "score")  # of heat maps
+
+
+@dataclass(frozen=True)
+class VolumeMaps:
+    """The maps of a volume, each (b, r, c), and what it is called.
+
+    `eye_label` is 1 for a diseased eye, 0 for a healthy one, -1 unknown.
+    """
+
+    volume: str
+    patient: str
+    eye: str
+    split: str
+    eye_label: int
+    n_patches: int
+    score: np.ndarray
+    residual: np.ndarray | None = None
+    annotation: np.ndarray | None = None
+
+
+FACTS = {field.name: field.type for field in fields(VolumeMaps) if field.name not in DTYPES}
+
+
+class MapWriter:
+    """Adds volumes to an open map file."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def __contains__(self, volume: str) -> bool:
+        return volume in self._file
+
+    def append(self, maps: VolumeMaps) -> None:
+        """Write the maps of one more volume."""
+        group = self._file.create_group(maps.volume)
+        group.attrs.update({name: getattr(maps, name) for name in FACTS})
+        for name, dtype in DTYPES.items():
+            values = getattr(maps, name)
+            if values is not None:
+                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+                chunks = (1, *values.shape[1:])  # a B-scan
+                group.create_dataset(name, data=values.astype(dtype), chunks=chunks, **options)
+
+
+@contextmanager
+def write_maps(path: str | Path, method: str, stride: int, size: int) -> Iterator[MapWriter]:
+    """Yield the writer of a new file, which appears under its name only when it is complete."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(method=method, stride=stride, size=size, version=__version__)
+        yield MapWriter(file)
+
+
+class MapFile:
+    """An open map file; iterating over it reads one volume at a time, in the order of names.
+
+    `method` is what scored patches of `size` pixels, `stride` apart.
+    """
+
+    def __init__(self, file: h5py.File, path: str | Path) -> None:
+        self._file, self.path = file, path
+        with _whole(path):
+            self.method = str(file.attrs["method"])
+            self.stride, self.size = int(file.attrs["stride"]), int(file.attrs["size"])
+            self.volumes = list(file)
+
+    def __iter__(self) -> Iterator[VolumeMaps]:
+        return (self[volume] for volume in self.volumes)
+
+    def __getitem__(self, volume: str) -> VolumeMaps:
+        """Read the maps of one volume."""
+        with _whole(self.path):
+            group = self._file[volume]
+            facts = {name: kind(group.attrs[name]) for name, kind in FACTS.items()}
+            maps = {name: group[name][:] for name in DTYPES if name in group}
+            found = VolumeMaps(**facts, **maps)
+            if any(m.ndim != 3 or m.shape != found.score.shape for m in maps.values()):
+                raise ValueError(f"the maps of {volume} do not fit each other")
+            return found
+
+    def facts(self, volume: str) -> dict:
+        """Return what a volume is called, without reading its maps."""
+        with _whole(self.path):
+            attributes = self._file[volume].attrs
+            return {name: kind(attributes[name]) for name, kind in FACTS.items()}
+
+
+@contextmanager
+def open_maps(path: str | Path) -> Iterator[MapFile]:
+    """Open a map file for reading; InputError when it is missing, damaged or something else.
+
+    Damage that shows only later, when a volume is read, ends in the same InputError.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run the stage heatmap first") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: not a readable HDF5 file ({error}); delete it and rerun the stage heatmap"
+        ) from error
+    with file:
+        yield MapFile(file, path)
+
+
+@contextmanager
+def _whole(path: str | Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file, or on one of another kind, into one InputError."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: not a whole file of maps ({error}); delete it and rerun the stage heatmap"
+        ) from error

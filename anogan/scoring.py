@@ -1,0 +1,137 @@
+"""What the stages that score patches share: a method made ready, and its scores batch by batch."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from anogan.device import add_device_arguments, choose_dtype, prepare_device
+from anogan.mapping import add_search_arguments
+from anogan.methods import load_method
+from anogan.model import TrainedModel, load_model
+from anogan.progress import progress
+from anogan.scores import add_score_arguments
+from preprocessing.errors import InputError
+
+OWN_METHOD = {"gan": "anogan"}  # of a model that is not named as its method
+
+# (x (n, 1, h, w), what names each patch for ever) -> (scores (n, k), rebuilt patches or None)
+Scorer = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class ReadyMethod:
+    """A way to score with its trained model: `columns` names the scores, its own first."""
+
+    name: str
+    columns: tuple[str, ...]
+    model: TrainedModel
+    scorer: Scorer
+    device: torch.device
+
+
+def patch_keys(index: pd.DataFrame) -> list[str]:
+    """Return what names each patch for ever: its volume and its place in it."""
+    columns = (index[name].astype(str) for name in ("volume", "bscan", "z", "x"))
+    return ["/".join(parts) for parts in zip(*columns, strict=True)]
+
+
+def padded_batches(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield (indices, how many of them count) with always `size` indices.
+
+    The last batch is filled up with its first patch: kernels chosen by the batch's shape then stay
+    the same, and so do the scores, to the last bit.
+    """
+    for start in range(0, n, size):
+        indices = np.arange(start, min(start + size, n))
+        count = len(indices)
+        yield np.concatenate([indices, np.full(size - count, start)]), count
+
+
+def score_batches(
+    take: Callable[[slice], np.ndarray],
+    keys: list[str],
+    scorer: Scorer,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, Tensor | None]]:
+    """Yield (rows, patches (k, h, w), scores (k, n), rebuilt (k, 1, h, w) or None), by batches.
+
+    `take(rows)` returns the gray values of some patches, `keys` names all of them.
+    """
+    batches = list(padded_batches(len(keys), batch_size))
+    for rows, count in progress(batches, len(batches), "score"):
+        counted = slice(rows[0], rows[0] + count)
+        gray = take(counted).astype(np.float32)
+        padded = torch.from_numpy(gray[rows - rows[0]]).unsqueeze(1)
+        x = padded.to(device, memory_format=torch.channels_last)
+        scores, rebuilt = scorer(x, [keys[row] for row in rows])
+        rebuilt = None if rebuilt is None else rebuilt[:count]
+        yield counted, gray, scores[:count].cpu().numpy(), rebuilt
+
+
+def check_preprocessing(path: str, size: int, found: dict, model: TrainedModel) -> None:
+    """Raise InputError unless patches of `size` pixels are of the kind that the model has learned.
+
+    `found` holds the settings of the stages before, by stage; what either side does not know is not
+    compared.
+    """
+    learned_size = model.architecture["patch_size"]
+    if size != learned_size:
+        raise InputError(
+            f"{path}: patches of {size} pixels, but {model.folder} was trained on {learned_size}; "
+            "cut the patches again or use another model"
+        )
+    learned = model.description.get("data", {}).get("preprocessing", {})
+    if not (found and learned):
+        return
+    for stage in sorted({*found, *learned}):
+        here, there = found.get(stage, {}), learned.get(stage, {})
+        for setting in sorted({*here, *there}):
+            if here.get(setting) != there.get(setting):
+                raise InputError(
+                    f"{path}: preprocessed with {stage}: {setting} = {here.get(setting)}, but "
+                    f"{model.folder} was trained on patches with {there.get(setting)}; set it as "
+                    "for the model and preprocess again, or use another model"
+                )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that `ready_method` heeds."""
+    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--method", help="way to score; None is the model's own")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1, help="of the starts of the search")
+    add_score_arguments(parser)
+    add_search_arguments(parser)
+    add_device_arguments(parser)
+
+
+@contextmanager
+def ready_method(args: argparse.Namespace) -> Iterator[ReadyMethod]:
+    """Yield the method that the command line asks for, with its model loaded.
+
+    Raises InputError when there is no such method or the model is damaged or another method's.
+    """
+    if args.batch_size < 1:
+        raise InputError(f"a batch of {args.batch_size} patches; give at least 1")
+    device = prepare_device(args)
+    model = load_model(args.model, device)
+    name = args.method or OWN_METHOD.get(model.name, model.name)
+    method = load_method(name)
+    if not hasattr(method, "scorer"):
+        raise InputError(f"{name} is a model, not a way to score; leave --method out")
+    if model.name != method.MODEL:
+        raise InputError(
+            f"{args.model}: holds the model {model.name}, but {name} scores with {method.MODEL}; "
+            "give the folder of that model or another --method"
+        )
+    # on a GPU, repeated runs agree to the last bit and fp32 is fp32
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        scorer = method.scorer(model, args, device, choose_dtype(args.precision, device))
+        yield ReadyMethod(name, method.SCORES, model, scorer, device)

@@ -1,0 +1,91 @@
+# Where the anomalies are: maps of overlapping patches, and the same on the scans as loaded.
+
+
+rule heatmap:
+    input:
+        images=part_files("flat.nii.gz"),
+        valid=part_files("flat.valid.nii.gz"),
+        annotations=part_files("flat.annotation.nii.gz"),
+        vendor=part_files("flat.vendor.npz"),
+        sidecars=part_files("flat.json"),
+        geometry=part_files("flat.geometry.npz"),
+        qc=quality_tables,
+        description=model_file("model.json"),
+        weights=model_file("weights.safetensors"),
+    output:
+        f"{RESULTS}/heatmaps/{{method}}/{{part}}.h5",
+    log:
+        f"{RESULTS}/logs/heatmap/{{method}}/{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/heatmap/{{method}}/{{part}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
+    resources:
+        gpu=min(1, config["gpus"]),
+        mem_mb=memory(4000),
+        runtime=1440,
+    params:
+        code=code_version("anogan.heatmap"),
+        of_method=lambda wildcards: code_version(f"anogan.methods.{wildcards.method}"),
+        labels=lambda wildcards: [SHEET[volume].label for volume in volumes_of_part(wildcards.part)],
+        split=lambda wildcards: split_of(wildcards.part),
+        quality=quality_option,
+        leave_out=config["patches"]["leave_out_bscans"],
+        stride=config["heatmap"]["stride"],
+        options=lambda wildcards: score_options(config, wildcards.method),
+        folder=subpath(input.description, parent=True),
+    shell:
+        "python -m anogan heatmap --inputs {input.images:q} --labels {params.labels}"
+        " {params.quality} --leave-out {params.leave_out} --split {params.split}"
+        " --model {params.folder:q} --method {wildcards.method} --stride {params.stride}"
+        " {params.options} --threads {threads} --gpus {resources.gpu} --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule heat_scale:
+    input:
+        maps_of_scale,
+    output:
+        f"{RESULTS}/heatmaps/{{method}}/scale.json",
+    log:
+        f"{RESULTS}/logs/heat_scale/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/heat_scale/{{method}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        code=code_version("anogan.heat_scale"),
+    shell:
+        "python -m anogan heat_scale --maps {input:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule overlay:
+    input:
+        **volume_files("volume"),
+        maps=maps_of_volume,
+        scales=expand(rules.heat_scale.output, method=MAPPED_METHODS),
+        geometry=rules.flatten.output.geometry,
+    output:
+        directory(f"{RESULTS}/overlays/{{volume}}"),
+    log:
+        f"{RESULTS}/logs/overlay/{{volume}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/overlay/{{volume}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        code=code_version("anogan.overlay"),
+        viewer_method=HEADLINE if HEADLINE in MAPPED_METHODS else MAPPED_METHODS[:1],
+    shell:
+        "python -m anogan overlay --maps {input.maps:q} --scales {input.scales:q}"
+        " --volume-image {input.image:q} --geometry {input.geometry:q}"
+        " --viewer-method {params.viewer_method} --output {output:q} > {log:q} 2>&1"
