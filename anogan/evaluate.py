@@ -98,9 +98,6 @@ def command(args: argparse.Namespace) -> str:
         "differences": differences.to_dict("records"),
         "operating_points": _plain(points),
         "specificity_points": _plain(fixed),
-        "healthy_volume_threshold": {
-            name: point.threshold for name, point in fixed["volume"].items()
-        },
         "settings": {name: getattr(args, name) for name in SETTINGS},
         "warnings": [
             *cautions.about_scores(undefined_scores(scores), n_scored, len(patches)),
@@ -171,9 +168,11 @@ def _summary(metrics: pd.DataFrame, headline: str, point: OperatingPoint) -> str
     if chosen.empty:
         return ""
     auc = chosen.loc["auc"]
+    between = f"95 % CI {auc['ci_low']:.3f} to {auc['ci_high']:.3f}"
     return (
-        f"{headline}: patch AUC {auc['value']:.3f} (95 % CI {auc['ci_low']:.3f} to "
-        f"{auc['ci_high']:.3f}) on {chosen.loc['n', 'value']:.0f} test patches of "
+        f"{headline}: patch AUC {auc['value']:.3f} "
+        f"({between if np.isfinite(auc['ci_low']) else 'no interval'}) "
+        f"on {chosen.loc['n', 'value']:.0f} test patches of "
         f"{chosen.loc['n_patients', 'value']:.0f} patients; threshold {point.threshold:.4g} "
         f"({point.rule} on validation)"
     )

@@ -23,8 +23,14 @@ from preprocessing.errors import InputError
 from preprocessing.geometry import geometry_path, read_geometry
 from preprocessing.patch_file import shared_settings
 from preprocessing.patch_grid import grid_corners
-from preprocessing.patches import EYE_LABELS, LEAVE_OUT, cut, flagged_bscans, lesion_mask
-from preprocessing.volume import Volume, read_volume
+from preprocessing.patches import (
+    EYE_LABELS,
+    add_volume_arguments,
+    cut,
+    lesion_mask,
+    usable_volumes,
+)
+from preprocessing.volume import Volume
 
 
 class MeanMap:
@@ -53,14 +59,14 @@ def map_volume(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the maps of score and residual (b, r, c) of the patches at `corners` (n, 3).
 
-    Patches are scored as those of a patch file at the same places. The residual is None where the
-    method rebuilds nothing.
+    Patches are scored as those of a patch file at the same places. The residual is None where
+    nothing was rebuilt.
     """
     gray = volume.data.astype(np.float16)
     places = dict(zip(("bscan", "z", "x"), corners.T, strict=True))
     keys = patch_keys(pd.DataFrame({"volume": volume.volume, **places}))
     score, residual = (MeanMap(gray.shape, size) for _ in range(2))
-    rebuilds = True
+    rebuilds = False
     for rows, x, scores, rebuilt in score_batches(
         lambda rows: cut(gray, corners[rows], size), keys, method.scorer, batch_size, method.device
     ):
@@ -73,24 +79,7 @@ def map_volume(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
-    parser.add_argument("--inputs", nargs="+", required=True, help="flat volumes, .nii.gz")
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        required=True,
-        choices=list(EYE_LABELS),
-        metavar="LABEL",
-        help="healthy, diseased or unknown, in the order of the inputs",
-    )
-    parser.add_argument(
-        "--qc", nargs="+", metavar="TSV", help="quality of the B-scans, in the order of the inputs"
-    )
-    parser.add_argument(
-        "--leave-out",
-        choices=list(LEAVE_OUT),
-        default="fail",
-        help="B-scans that --qc flags so, or worse, get no map",
-    )
+    add_volume_arguments(parser)
     parser.add_argument("--split", required=True, help="what the volumes are for")
     parser.add_argument("--stride", type=int, default=32, help="pixels from patch to patch")
     parser.add_argument("--output", required=True, help="HDF5 file")
@@ -99,12 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Map all volumes into one file, one volume in memory at a time."""
-    for option, values in (("labels", args.labels), ("qc", args.qc)):
-        if values and len(values) != len(args.inputs):
-            raise InputError(
-                f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
-            )
-    tables = args.qc or [None] * len(args.inputs)
     n_patches = 0
     with ready_method(args) as method:
         size = method.model.architecture["patch_size"]
@@ -114,8 +97,7 @@ def command(args: argparse.Namespace) -> str:
                 f"give 1 to {size}"
             )
         with write_maps(args.output, method.name, args.stride, size) as writer:
-            for path, label, table in zip(args.inputs, args.labels, tables, strict=True):
-                volume = _read(path, table, args.leave_out)
+            for path, label, volume, _ in usable_volumes(args):
                 if volume.volume in writer:
                     raise InputError(f"{path}: {volume.volume} is there already; give it once")
                 check_preprocessing(path, size, shared_settings(volume.parameters), method.model)
@@ -137,11 +119,3 @@ def command(args: argparse.Namespace) -> str:
                 )
                 n_patches += len(corners)
     return f"{args.output}: {n_patches} patches of {len(args.inputs)} volumes by {method.name}"
-
-
-def _read(path: str, table: str | None, leave_out: str) -> Volume:
-    """Return a flat volume in which the B-scans that are left out are invalid."""
-    volume = read_volume(path)
-    if table:
-        volume.valid[flagged_bscans(table, len(volume.data), LEAVE_OUT[leave_out])] = False
-    return volume

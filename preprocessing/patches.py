@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +189,8 @@ def shares(total: int | None, per_volume: int | None, n_volumes: int) -> list[in
     return [total // n_volumes + (i < total % n_volumes) for i in range(n_volumes)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the stage's options."""
+def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that `usable_volumes` heeds."""
     parser.add_argument("--inputs", nargs="+", required=True, help="flat volumes, .nii.gz")
     parser.add_argument(
         "--labels",
@@ -208,6 +209,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="B-scans that --qc flags so, or worse, give no patches",
     )
+
+
+def usable_volumes(args: argparse.Namespace) -> Iterator[tuple[str, str, Volume, int]]:
+    """Yield (path, label, flat volume, number of its B-scans left out), one in memory at a time.
+
+    B-scans left out are invalid in the volume. Raises InputError when there is not one label and,
+    where any are given, one table of quality an input, or a file is missing or damaged.
+    """
+    for option, values in (("labels", args.labels), ("qc", args.qc)):
+        if values and len(values) != len(args.inputs):
+            raise InputError(
+                f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
+            )
+    tables = args.qc or [None] * len(args.inputs)
+    for path, label, table in zip(args.inputs, args.labels, tables, strict=True):
+        volume = read_volume(path)
+        unfit = np.zeros(len(volume.data), bool)
+        if table:
+            unfit = flagged_bscans(table, len(volume.data), LEAVE_OUT[args.leave_out])
+        volume.valid[unfit] = False
+        yield path, label, volume, int(unfit.sum())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the stage's options."""
+    add_volume_arguments(parser)
     parser.add_argument(
         "--split",
         required=True,
@@ -230,23 +257,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Cut the patches of all volumes into one file, one volume in memory at a time."""
-    for option, values in (("labels", args.labels), ("qc", args.qc)):
-        if values and len(values) != len(args.inputs):
-            raise InputError(
-                f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
-            )
     wanted = shares(args.total, args.per_volume, len(args.inputs))
-    tables = args.qc or [None] * len(args.inputs)
     left_out = 0
     with PatchWriter(args.output, args.size) as writer:
-        for path, label, table, count in zip(args.inputs, args.labels, tables, wanted, strict=True):
-            volume = read_volume(path)
+        for (path, label, volume, unfit), count in zip(usable_volumes(args), wanted, strict=True):
             _check(path, volume, args.split)
-            if table:
-                flags = LEAVE_OUT[args.leave_out]
-                unfit = flagged_bscans(table, len(volume.data), flags)
-                volume.valid[unfit] = False
-                left_out += unfit.sum()
+            left_out += unfit
             geometry = read_geometry(geometry_path(path))
             corners = draw_corners(volume, geometry, count, args.size, args.seed)
             append_patches(writer, volume, corners, args.split, label, args.anomalous_fraction)

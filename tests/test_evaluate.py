@@ -15,7 +15,14 @@ from made_scores import (
 )
 from sklearn.metrics import roc_auc_score
 
-from anogan.evidence.statistics import draw_patients, patient_strata, youden_threshold
+from anogan.evidence.cautions import about_measured
+from anogan.evidence.measures import Measured
+from anogan.evidence.statistics import (
+    draw_patients,
+    interval,
+    patient_strata,
+    youden_threshold,
+)
 from preprocessing.cli import run_command
 from preprocessing.seeds import derive_seed
 
@@ -47,7 +54,7 @@ def test_threshold_comes_from_validation_alone(tmp_path):
         evaluate_anogan(scores, tmp_path / "a"),
         evaluate_anogan(changed, tmp_path / "b"),
     )
-    for points in ("operating_points", "specificity_points", "healthy_volume_threshold"):
+    for points in ("operating_points", "specificity_points"):
         assert evaluation_of(tmp_path / "a")[points] == evaluation_of(tmp_path / "b")[points]
     key = ("anogan", "patch", "test")
     assert before.loc[(*key, "auc"), "value"] != after.loc[(*key, "auc"), "value"]
@@ -104,14 +111,14 @@ def test_differences_are_paired_within_the_draws(tmp_path):
     test = scores[(scores["split"] == "test")].reset_index(drop=True)
     patients, anomalous = patient_strata(test["patient"], test["label"])
     member = np.searchsorted(patients, test["patient"])
-    differences = []
+    found = []
     for draw in draw_patients(anomalous, 50, derive_seed(1, "bootstrap", "test")):
         part = test.loc[np.repeat(test.index, draw[member])]
-        found = [roc_auc_score(part["label"], part[name]) for name in ("anogan", "pca")]
-        differences.append(found[0] - found[1])
-    assert min(differences) <= row["ci_low"] < np.median(differences) < row["ci_high"]
-    width = auc["ci_high"] - auc["ci_low"]
-    assert row["ci_high"] - row["ci_low"] < width["anogan"] + width["pca"]
+        found.append([roc_auc_score(part["label"], part[name]) for name in ("anogan", "pca")])
+    anogan, pca = np.transpose(found)
+    for replicates, row_of in ((anogan - pca, row), (anogan, auc.loc["anogan"])):
+        expected = interval(replicates, 6)  # patients in each group
+        assert (row_of["ci_low"], row_of["ci_high"]) == pytest.approx(expected)
 
 
 def test_a_baseline_that_wins_is_said_and_by_how_much(tmp_path):
@@ -156,7 +163,7 @@ def test_volumes_without_any_label_are_scored_and_nothing_is_measured(tmp_path):
 
 def test_unlabelled_volumes_have_the_threshold_of_healthy_validation_volumes(tmp_path):
     evaluate_anogan(make_scores(splits=(("validation", 3, 0), ("score", 1, 1))), tmp_path)
-    assert evaluation_of(tmp_path)["healthy_volume_threshold"]["anogan"] > 200
+    assert evaluation_of(tmp_path)["specificity_points"]["volume"]["anogan"]["threshold"] > 200
 
 
 def test_excluded_patches_are_counted_and_change_no_metric(tmp_path):
@@ -227,7 +234,7 @@ def test_without_validation_there_is_no_threshold_but_an_auc(tmp_path):
     said = [text for text in warnings_of(tmp_path) if "validation" in text]
     assert len(said) == 1
     assert "no threshold could be chosen" in said[0]
-    assert evaluation_of(tmp_path)["healthy_volume_threshold"]["anogan"] is None
+    assert evaluation_of(tmp_path)["specificity_points"]["volume"]["anogan"]["threshold"] is None
 
 
 def test_a_single_patient_in_a_group_gives_no_interval(tmp_path):
@@ -237,11 +244,11 @@ def test_a_single_patient_in_a_group_gives_no_interval(tmp_path):
 
 
 def test_few_patients_are_said(tmp_path):
-    evaluate_anogan(make_scores(), tmp_path / "twelve")
-    assert warnings_of(tmp_path / "twelve") == []
-    evaluate_anogan(make_scores(splits=(("validation", 2, 2), ("test", 4, 4))), tmp_path / "eight")
-    (warning,) = warnings_of(tmp_path / "eight")
-    assert "test (patches, B-scans, volumes, patients): only 8 patients" in warning
+    evaluate_anogan(make_scores(splits=(("validation", 2, 2), ("test", 5, 5))), tmp_path / "ten")
+    assert warnings_of(tmp_path / "ten") == []
+    evaluate_anogan(make_scores(splits=(("validation", 2, 2), ("test", 4, 5))), tmp_path / "nine")
+    (warning,) = warnings_of(tmp_path / "nine")
+    assert "test (patches, B-scans, volumes, patients): only 9 patients" in warning
 
 
 def test_perfect_scores_are_not_taken_for_certain(tmp_path):
@@ -250,15 +257,19 @@ def test_perfect_scores_are_not_taken_for_certain(tmp_path):
     assert auc["bscan"] < auc["volume"] == auc["patient"] == 1
     (warning,) = evaluation_of(tmp_path)["warnings"]
     assert warning.startswith("test (volumes, patients): some scores tell anomalous from normal")
+    at_times = Measured("patch", "test", repeated={"anogan": {"auc": np.array([1, 0.9])}})
+    assert about_measured([at_times]) == []
 
 
 def test_the_fixed_specificity_is_that_of_healthy_validation_volumes(tmp_path):
     scores = make_scores(splits=(("validation", 4, 4), ("test", 4, 4)))
+    scores.loc[scores["volume"] == "validation_00", "label"] = -1  # a grader was unsure
     metrics = evaluate_anogan(scores, tmp_path, "--specificity", "0.8")
     evaluation = evaluation_of(tmp_path)
     point = evaluation["specificity_points"]["patch"]["anogan"]
-    healthy = scores[(scores["split"] == "validation") & (scores["eye_label"] == 0)]["anogan"]
-    assert (point["rule"], point["n"]) == ("specificity", 160)
+    normal = (scores["eye_label"] == 0) & (scores["label"] == 0)
+    healthy = scores[(scores["split"] == "validation") & normal]["anogan"]
+    assert (point["rule"], point["n"]) == ("specificity", 120)
     assert np.mean(healthy < point["threshold"]) == 0.8
     test = scores[scores["split"] == "test"]
     found = metrics.loc[("anogan", "patch", "test")]
@@ -272,8 +283,6 @@ def test_the_fixed_specificity_is_that_of_healthy_validation_volumes(tmp_path):
         assert found.loc[f"{name}_at_specificity", "value"] == pytest.approx(value)
     between = found.loc["specificity_at_specificity", ["ci_low", "ci_high"]]
     assert between["ci_low"] < between["ci_high"]
-    volume = evaluation["specificity_points"]["volume"]["anogan"]
-    assert evaluation["healthy_volume_threshold"]["anogan"] == volume["threshold"]
 
 
 def test_without_healthy_validation_volumes_no_specificity_can_be_fixed(tmp_path):

@@ -43,6 +43,16 @@ def test_the_scale_comes_from_healthy_validation_eyes(tmp_path):
     assert scale_of(tmp_path, two, one) == scale
 
 
+def test_the_sample_is_of_the_whole_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr("anogan.heat_scale.SAMPLE", 500)
+    score = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(4, 50, 50)
+    with write_maps(tmp_path / "1.h5", "pca", 16, 32) as writer:
+        writer.append(VolumeMaps("a", "a", "R", "validation", 0, 1, score))
+    scale = scale_of(tmp_path, tmp_path / "1.h5")
+    assert scale["score"][0] == pytest.approx(0.95, abs=0.01)
+    assert scale["residual"] is None
+
+
 def test_without_healthy_validation_eyes_all_give_the_scale(tmp_path):
     path = write_map_file(tmp_path / "1.h5", [("c", "validation", 1, 5), ("d", "test", 0, 5)])
     scale = scale_of(tmp_path, path)

@@ -154,10 +154,12 @@ def test_bscans_left_out_stay_bare(folder, tmp_path, leave_out, mapped_bscans):
             np.testing.assert_array_equal(getattr(maps, kind)[b], expected)
 
 
-def test_a_volume_without_a_place_for_a_patch_is_bare(folder, tmp_path):
+@pytest.mark.parametrize("method", ["pca", "p_d"])
+def test_a_volume_without_a_place_for_a_patch_is_bare(folder, tmp_path, method):
     table = write_qc(tmp_path / "qc.tsv", "fail", "fail", "fail")
-    maps = mapped(folder, ["a"], tmp_path / "m.h5", "--qc", table)["a"]
+    maps = mapped(folder, ["a"], tmp_path / "m.h5", "--qc", table, method=method)["a"]
     assert maps.n_patches == 0 and np.isnan(maps.score).all()
+    assert maps.residual is None
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])

@@ -51,28 +51,33 @@ def test_top_shares_are_not_rounded_up_by_binary_fractions():
 
 def test_labels_of_units():
     patches = one_patch_each(
-        volume=["a", "a", "b", "b", "c", "d", "e"],
-        bscan=[0, 1, 0, 0, 0, 0, 0],
-        patient=["p", "p", "p", "p", "q", "r", "r"],
-        eye_label=[1, 1, 0, 0, -1, -1, 0],
-        bscan_label=[0, 1, -1, -1, 0, -1, 0],
-        label=[0, 1, 0, -1, 0, -1, 0],
-        label_source=["annotation", "annotation", "healthy", "eye", "annotation", "none", "eye"],
+        volume=["a", "a", "b", "b", "c", "d", "e", "f", "f"],
+        bscan=[0, 1, 0, 0, 0, 0, 0, 0, 1],
+        patient=["p", "p", "p", "p", "q", "r", "r", "s", "s"],
+        eye_label=[1, 1, 0, 0, -1, -1, 0, -1, -1],
+        bscan_label=[0, 1, -1, -1, 0, -1, 0, 0, 1],
+        label=[0, 1, 0, -1, 0, -1, 0, 0, 0],  # no patch lies on what is marked in f
+        label_source=[
+            *("annotation", "annotation", "healthy", "eye", "annotation", "none", "eye"),
+            *("annotation", "annotation"),
+        ],
     )
     units = unit_tables(patches, ["s"], aggregate("--aggregation", "max"))
     bscans = units["bscan"].set_index(["volume", "bscan"])
     assert bscans["label"].to_dict() == {
         ("a", 0): 0, ("a", 1): 1, ("b", 0): -1, ("c", 0): 0, ("d", 0): -1, ("e", 0): 0,
+        ("f", 0): 0, ("f", 1): 1,
     }  # fmt: skip
     volumes = units["volume"].set_index("volume")
-    assert volumes["label"].to_dict() == {"a": 1, "b": 0, "c": 0, "d": -1, "e": 0}
+    assert volumes["label"].to_dict() == {"a": 1, "b": 0, "c": 0, "d": -1, "e": 0, "f": 1}
     assert volumes["label_source"].to_dict() == {
         "a": "annotation", "b": "eye", "c": "annotation", "d": "none", "e": "eye",
+        "f": "annotation",
     }  # fmt: skip
     patients = units["patient"].set_index("patient")
-    assert patients["label"].to_dict() == {"p": 1, "q": 0, "r": 0}
-    assert patients["n_patches"].to_dict() == {"p": 4, "q": 1, "r": 2}
-    assert patients["s"].to_dict() == {"p": 3, "q": 4, "r": 6}
+    assert patients["label"].to_dict() == {"p": 1, "q": 0, "r": 0, "s": 1}
+    assert patients["n_patches"].to_dict() == {"p": 4, "q": 1, "r": 2, "s": 2}
+    assert patients["s"].to_dict() == {"p": 3, "q": 4, "r": 6, "s": 8}
 
 
 def test_scores_of_every_level_are_made_of_all_patches_of_the_unit(tmp_path):

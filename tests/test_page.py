@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from made_report import make_inputs, report, write_overlay
@@ -11,6 +13,7 @@ from made_scores import make_scores
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
@@ -20,7 +23,7 @@ if not (BROWSER and DRIVER):
     pytest.skip("chromium or chromedriver is not installed", allow_module_level=True)
 
 N_BSCANS = 7
-DISEASED, HEALTHY, SCORED = "test_07", "test_01", "score_00"
+DISEASED, HEALTHY, SCORED, BARE = "test_07", "test_01", "score_00", "test_02"
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,26 @@ def address(tmp_path_factory) -> str:
         write_overlay(folder / name, name, name[:-3], label, N_BSCANS)
         for name, label in ((DISEASED, 1), (HEALTHY, 0), (SCORED, -1))
     ]
+    overlays.append(write_overlay(folder / BARE, BARE, "test", 0, 1))
+    leave_bare(folder / BARE / "viewer.zip")
     page = folder / "report" / "index.html"
     report([*arguments, "--overlays", *overlays], page, draw=False)
     return page.as_uri()
+
+
+def leave_bare(path: Path) -> None:
+    """Take from a viewer.zip all that a volume may lack: layers, heat, scores, en-face maps."""
+    with zipfile.ZipFile(path) as archive:
+        facts = json.loads(archive.read("viewer.json"))
+        gray = archive.read("000-gray.webp")
+    facts["enface"] = {"residual": None, "score": None}
+    facts["scale"]["residual"] = None
+    facts["spacing_um"][0] = 0
+    nothing = {"residual": None, "score": None, "outlines": [], "max_score": None}
+    facts["bscans"][0] |= {"layers": {"ilm": [], "rpe": [], "bm": []}, **nothing}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("viewer.json", json.dumps(facts))
+        archive.writestr("000-gray.webp", gray)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +129,13 @@ def test_no_error_and_no_request_to_any_network(page):
 
 def test_the_slider_changes_the_picture_and_says_so(page):
     page.choose(DISEASED)
-    assert page.status.startswith(f"B-scan 5 of {N_BSCANS}, highest score 704")  # the highest
+    assert page.status.startswith("B-scan 4 (0 to 6), highest score 704")  # the highest
     seen = {page.picture}
     page.press(Keys.HOME)
-    for number in range(1, N_BSCANS):
+    for number in range(N_BSCANS - 1):
         seen.add(page.picture)
-        assert page.status.startswith(f"B-scan {number} of {N_BSCANS},")
-        assert page["slider"].get_attribute("aria-valuetext") == f"B-scan {number} of {N_BSCANS}"
+        assert page.status.startswith(f"B-scan {number} (0 to 6),")
+        assert page["slider"].get_attribute("aria-valuetext") == f"B-scan {number} (0 to 6)"
         page.press(Keys.ARROW_RIGHT)
     seen.add(page.picture)
     assert len(seen) == N_BSCANS
@@ -149,14 +169,53 @@ def test_a_volume_without_heat_or_annotation_says_so(page):
     assert page.status.endswith("Shown: layers.")
 
 
+def test_a_volume_of_one_bare_bscan_is_shown(page):
+    page.choose(BARE)
+    assert page.status == "B-scan 0 (0 to 0), no score. Shown: the scan alone."
+    for key in (*"lhat", Keys.ARROW_RIGHT, Keys.END):
+        page.press(key)
+    assert page.status == "B-scan 0 (0 to 0), no score. Shown: the scan alone."
+    assert not any(page[part].is_enabled() for part in ("layers", "heat", "annotation", "kind"))
+    assert not page["front"].is_displayed()
+    page.choose(DISEASED)
+    assert page.status.endswith("Shown: layers, heat map of the residual, annotation.")
+    assert page.browser.get_log("browser") == []
+
+
+def test_letters_typed_in_the_list_of_volumes_switch_nothing(page):
+    page.choose(DISEASED)
+    for key in "lha":
+        page["volume"].send_keys(key)
+    pressed = [page[part].get_attribute("aria-pressed") for part in ("layers", "heat")]
+    assert pressed == ["true", "true"]
+
+
 def test_a_press_on_the_map_goes_to_that_bscan(page):
     page.choose(DISEASED)
     box = page["enface"].rect
-    for share, number in ((0.02, N_BSCANS), (0.98, 1)):  # the first B-scan is at the bottom
+    for share, number in ((0.02, N_BSCANS - 1), (0.98, 0)):  # the first B-scan is at the bottom
         actions = webdriver.ActionChains(page.browser)
         offset = round((share - 0.5) * box["height"])
         actions.move_to_element_with_offset(page["enface"], 0, offset).click().perform()
-        assert page.status.startswith(f"B-scan {number} of {N_BSCANS}")
+        assert page.status.startswith(f"B-scan {number} (0 to 6)")
+
+
+def test_the_wheel_turns_bscans_once_the_viewer_has_the_focus(page):
+    page.choose(DISEASED)
+    page.browser.execute_script("document.activeElement.blur()")
+    page.browser.execute_script("arguments[0].scrollIntoView()", page["stage"])
+
+    def wheel(pixels: int) -> str:
+        origin = ScrollOrigin.from_element(page["stage"])
+        webdriver.ActionChains(page.browser).scroll_from_origin(origin, 0, pixels).perform()
+        return page.status
+
+    assert wheel(-100).startswith("B-scan 4 ")
+    page["stage"].click()
+    assert wheel(-100).startswith("B-scan 3 ")
+    assert wheel(-30).startswith("B-scan 3 ")
+    assert wheel(-30).startswith("B-scan 2 ")
+    assert wheel(100).startswith("B-scan 3 ")
 
 
 def test_the_name_of_a_volume_opens_it(page):
@@ -169,6 +228,7 @@ def test_the_name_of_a_volume_opens_it(page):
         "return document.getElementById('viewer').getBoundingClientRect().top"
     )
     assert 0 <= top < 900
+    assert page.browser.switch_to.active_element == page["slider"]  # its keys work at once
 
 
 def test_every_control_is_reached_by_the_keyboard_and_has_a_name(page):

@@ -10,6 +10,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from anogan.evidence import pixels
+from anogan.evidence.measures import bootstrap_seed
 from anogan.evidence.pixel_level import measure_pixels
 from anogan.evidence.pixels import (
     aupro,
@@ -20,6 +21,7 @@ from anogan.evidence.pixels import (
     pixel_truth,
     tally,
 )
+from anogan.evidence.statistics import draw_patients
 from anogan.maps.file import VolumeMaps, write_maps
 from preprocessing.cli import run_command
 
@@ -175,8 +177,10 @@ def test_threshold_has_the_highest_dice_of_all_validation_pixels():
     maps = make_maps(splits=(("validation", 2, 2),))
     point = choose_threshold(tallied(maps, "residual"), 0.95)
     values, truth = labelled(maps, "residual")
-    dice = {t: f1_score(truth, values >= t) for t in [*np.unique(values)[::9], point.threshold]}
-    assert dice[point.threshold] == max(dice.values())
+    thresholds = np.unique(values)[::-1]
+    called = np.array([[np.sum(values >= t), np.sum(truth[values >= t])] for t in thresholds])
+    dice = 2 * called[:, 1] / (called[:, 0] + truth.sum())
+    assert point.threshold == thresholds[np.argmax(dice)]
     assert (point.rule, point.n, point.n_anomalous) == ("dice", len(truth), truth.sum())
 
 
@@ -189,8 +193,9 @@ def test_threshold_without_anomalous_pixels_is_the_healthy_quantile():
     assert choose_threshold([], 0.95).rule == "none"
 
 
-def test_more_distinct_values_than_are_kept_change_little(rng, monkeypatch):
-    truth = (rng.random((3, 40, 50)) < 0.2).astype(np.int8)
+@pytest.mark.parametrize("share", [0.2, 0.01])
+def test_more_distinct_values_than_are_kept_change_little(rng, monkeypatch, share):
+    truth = (rng.random((3, 40, 50)) < share).astype(np.int8)
     values = (rng.normal(size=truth.shape) + truth).astype(np.float32)
     region = label_regions(truth)
     monkeypatch.setattr(pixels, "MOST_VALUES", 500)
@@ -200,6 +205,9 @@ def test_more_distinct_values_than_are_kept_change_little(rng, monkeypatch):
     assert counts[2].sum() == pytest.approx(2 * region.max())
     found = pixel_metrics(joined, counts, np.nan, np.ones((1, 2)))
     assert found["auc"] == pytest.approx(roc_auc_score(truth.ravel(), values.ravel()), abs=1e-3)
+    value = np.concatenate([values.ravel(), values.ravel() + np.float32(0.001)])
+    expected = average_precision_score(np.tile(truth.ravel(), 2), value)
+    assert found["average_precision"] == pytest.approx(expected, rel=0.01)
     assert np.isnan(found["dice"])
 
 
@@ -263,6 +271,17 @@ def test_maps_may_come_in_any_number_of_files(tmp_path):
     assert points == points_again
 
 
+def test_replicates_hold_all_volumes_of_the_patients_drawn(tmp_path):
+    maps = make_maps(splits=(("test", 4, 4),))  # two of each patient
+    measured, _ = measure_pixels([write(tmp_path / "a.h5", "anogan", maps)], 0.95, 5, seed=1)
+    patients = sorted({one.patient for one in maps})
+    draws = draw_patients(np.array([False, False, True, True]), 5, bootstrap_seed(1, "test"))
+    for draw, found in zip(draws, measured.repeated["anogan"]["auc"], strict=True):
+        times = dict(zip(patients, draw, strict=True))
+        value, label = labelled([one for one in maps for _ in range(times[one.patient])], "score")
+        assert found == pytest.approx(roc_auc_score(label, value))
+
+
 def test_validation_without_marked_pixels_is_said(tmp_path):
     maps = make_maps(splits=(("validation", 2, 0), ("test", 4, 4)))
     evaluate_maps(tmp_path, write(tmp_path / "a.h5", "anogan", maps))
@@ -289,6 +308,10 @@ def test_maps_without_any_label_are_said(tmp_path):
         "test (pixels): no pixel carries a label, nothing is measured"
         in (evaluation_of(tmp_path)["warnings"])
     )
+    scores = make_scores(splits=(("score", 2, 2),))
+    evaluate(scores, tmp_path / "b", "--maps", f"{tmp_path}/a.h5", methods=("anogan",))
+    said = " ".join(evaluation_of(tmp_path / "b")["warnings"])
+    assert "nothing is measured" in said and "threshold" not in said
 
 
 def test_a_single_patient_with_lesions_gives_no_interval_of_pixels(tmp_path):

@@ -17,7 +17,7 @@ from made_report import (
     write_overlay,
     write_table,
 )
-from made_scores import LAYOUT, make_scores
+from made_scores import LAYOUT, evaluation_of, make_scores
 
 from anogan.page.inputs import read_evidence
 from anogan.page.quality import summarise
@@ -49,7 +49,7 @@ def made(tmp_path_factory) -> tuple[list[str], Path, str]:
     scores = make_scores(splits=splits)
     scores.loc[scores["volume"] == "score_03", "volume"] = HOSTILE
     arguments = make_inputs(folder, scores, methods=tuple(LAYOUT))
-    evidence = json.loads((folder / "metrics.json").read_text())
+    evidence = evaluation_of(folder)
     evidence["warnings"].append(HOSTILE)
     (folder / "metrics.json").write_text(json.dumps(evidence))
     overlays = [
@@ -124,7 +124,13 @@ def test_page_states_the_result_beside_the_paper(made):
     auc = metrics.loc[("anogan", "patch", "test", "auc")]
     text = text_of(page)
     assert f"{auc['value']:.3f} {auc['ci_low']:.3f} to {auc['ci_high']:.3f}" in text
-    assert f"AUC of {auc['value']:.3f} (95 % interval {auc['ci_low']:.3f} to" in text
+    between = f"95 % interval {auc['ci_low']:.3f} to {auc['ci_high']:.3f}"
+    assert f"AUC of {auc['value']:.3f} ({between})" in text
+    assert f"{auc['value']:.3f} AUC of AnoGAN, A(x) over test patches {between}" in text
+    found = metrics.loc[("anogan", "patch", "test", "sensitivity")]
+    card = f"{found['value']:.0%} of the anomalous patches found 95% interval "
+    card += f"{found['ci_low']:.0%} to {found['ci_high']:.0%}"
+    assert card.replace("%", " %") in text
     assert "AnoGAN, A(x) paper (other data) 0.8834 0.7277 0.7279 0.8928 0.89" in text
     assert re.search(r"aCAE this run 0\.\d{3} .* aCAE paper \(other data\) 0\.7005", text)
     assert len(re.findall("paper \\(other data\\)", text)) == 2 * 4
@@ -139,8 +145,11 @@ def test_the_summary_says_by_how_much_a_baseline_is_better(made):
     row = differences.set_index(["method", "other", "level", "subset", "metric"]).loc[
         ("anogan", "pca", "patch", "test", "auc")
     ]
+    text = text_of(page)
     said = f"A simple baseline does better: PCA by {-row['value']:.3f} of AUC (95 % interval "
-    assert said + f"{-row['ci_high']:.3f} to {-row['ci_low']:.3f})" in text_of(page)
+    assert said + f"{-row['ci_high']:.3f} to {-row['ci_low']:.3f})" in text
+    (warning,) = (w for w in evaluation_of(folder)["warnings"] if "is beaten by" in w)
+    assert warning not in text  # it would say the same again
 
 
 def test_the_latex_table_holds_the_paper_and_the_intervals(made):
@@ -182,25 +191,27 @@ def test_a_thousand_bad_bscans_make_a_short_list(tmp_path):
 
 def test_unlabelled_volumes_are_listed_by_score_against_the_healthy_threshold(made):
     _, folder, page = made
-    threshold = json.loads((folder / "metrics.json").read_text())["healthy_volume_threshold"]
+    threshold = evaluation_of(folder)["specificity_points"]["volume"]["anogan"]["threshold"]
     volumes = pd.read_csv(folder / "volumes.tsv", sep="\t")
     unlabelled = volumes[volumes["split"] == "score"].sort_values("anogan", ascending=False)
     listed = page.partition("<caption>Volumes without a label")[2].partition("</table>")[0]
     rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td>(yes|no)</td></tr>', listed)
-    above = (unlabelled["anogan"] >= threshold["anogan"]).map({True: "yes", False: "no"})
+    above = (unlabelled["anogan"] >= threshold).map({True: "yes", False: "no"})
     assert [verdict for _, verdict in rows] == above.tolist()
+    assert f"({threshold:.4g}, from 2 volumes)" in text_of(page)
     names = [unescape(re.sub(r"<[^>]+>", "", name)) for name, _ in rows]
     assert names == unlabelled["volume"].tolist()
 
 
 def test_phantom_without_validation_and_with_one_class_still_gives_a_page(tmp_path):
     scores = make_scores(splits=(("test", 4, 0),))
-    arguments = make_inputs(tmp_path, scores, residuals=0)
+    arguments = make_inputs(tmp_path, scores, residuals=0, methods=("anogan", "pca"))
     text = text_of(report(arguments, tmp_path / "index.html", "--phantom", draw=False))
     assert "synthetic phantom" in text
     assert "only normal cases" in text
     assert "with one class alone no AUC can be given" in text
     assert "no labelled validation patches to choose a threshold on" in text
+    assert "simple baseline" not in text
     assert len(list((tmp_path / "figures").iterdir())) == 2 * len(FIGURES)
 
 

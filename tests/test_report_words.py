@@ -2,8 +2,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anogan.page.inputs import DIFFERENCE_COLUMNS, METRIC_COLUMNS, Evidence
-from anogan.page.words import summary
+from anogan.evidence.measures import DIFFERENCE_COLUMNS, METRIC_COLUMNS
+from anogan.page.inputs import Evidence
+from anogan.page.words import aggregation, summary
+
+
+@pytest.mark.parametrize(
+    ("aggregation_name", "said"),
+    [
+        ("top_mean", "the mean of the highest 0.5\N{NO-BREAK SPACE}% of its patch scores"),
+        ("percentile", "the 95th percentile of its patch scores"),
+    ],
+)
+def test_the_aggregation_is_said_with_its_number(aggregation_name, said):
+    settings = {"aggregation": aggregation_name, "top_share": 0.005, "percentile": 95.0}
+    assert aggregation(settings) == said
 
 
 def evidence_of(auc: tuple, difference: tuple, n_patients: int) -> Evidence:
@@ -32,6 +45,12 @@ def evidence_of(auc: tuple, difference: tuple, n_patients: int) -> Evidence:
             (0.05, 0.02, 0.08),
             40,
             "the nearest, PCA, is 0.050 of AUC behind (95 % interval 0.020 to 0.080).",
+        ),
+        (
+            (1.0, 1.0, 1.0),
+            (0.0, 0.0, 0.0),
+            40,
+            "No simple baseline does better, but PCA does as well.",
         ),
         (
             (0.9, 0.85, 0.95),

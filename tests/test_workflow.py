@@ -18,6 +18,7 @@ SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
 STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc", "qc_pictures"]
 MAPS = ["heatmap", "heat_scale", "overlay"]
 EVIDENCE = ["evaluate", "report"]
+OTHERS = {"differences", "metrics", "page", "table", "workflow"}  # captions of no figure
 
 # Small enough for a test, with every stage: 32-pixel patches and a toy network.
 TINY = {
@@ -178,7 +179,10 @@ class TestWholeRun:
     def test_everything_is_there(self, finished):
         results = finished.folder / "results"
         page = (results / "report/index.html").read_text()
-        assert page.count("data:image/svg+xml;base64,") == 4  # and the panel as PNG
+        figures = {path.stem for path in (results / "report/figures").glob("*.svg")}
+        assert set(re.findall(r'<figure id="figure-(\w+)"', page)) == figures
+        assert figures == {path.stem for path in (ROOT / "workflow/report").glob("*.rst")} - OTHERS
+        assert page.count(" data-viewer-volume>") == 3  # d and e of test, s of score
         assert "AUC of AnoGAN" in page
         metrics = pd.read_csv(results / "report/metrics.tsv", sep="\t")
         assert list(metrics.columns) == [
@@ -197,7 +201,7 @@ class TestWholeRun:
             assert scores[columns].notna().all().all()
         volumes = pd.read_csv(results / "report/volumes.tsv", sep="\t").set_index("volume")
         assert volumes["label"].to_dict() == {"c": 0, "d": 0, "e": 1, "s": -1}
-        for stage in (*STAGES, "patches", "train", "score"):
+        for stage in (*STAGES, "patches", "train", "score", *MAPS):
             assert list((results / "benchmarks" / stage).iterdir())
             assert list((results / "logs" / stage).iterdir())
         config = yaml.safe_load((results / "config.yaml").read_text())

@@ -48,7 +48,7 @@ def about_thresholds(
 
     Where nothing was measured, nobody misses a threshold.
     """
-    if not measured:
+    if not any(one.metrics for one in measured):
         return []
     said = []
     none = _levels_of_rule(points, "none")

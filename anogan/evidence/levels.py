@@ -66,17 +66,14 @@ def unit_tables(
     """Return a table a level, a row per B-scan, volume or patient, a column per score of `names`.
 
     All patches count, also those without a label. A B-scan has its own label; a volume that of its
-    eye or, where it is unknown, 1 with any anomalous patch, else 0 with any normal one, else -1; a
+    eye or, where it is unknown, 1 with any anomalous B-scan, else 0 with any normal one, else -1; a
     patient is anomalous with any anomalous volume, else normal with any normal one.
     """
-    bscans = _table(patches, "bscan", patches["bscan_label"], names, aggregate)
-    by_patches = patches.groupby("volume")["label"].transform("max")
-    of_volume = patches["eye_label"].where(patches["eye_label"] >= 0, by_patches)
-    volumes = _table(patches, "volume", of_volume, names, aggregate)
+    by_bscans = patches.groupby("volume")["bscan_label"].transform("max")
+    of_volume = patches["eye_label"].where(patches["eye_label"] >= 0, by_bscans)
+    labels = {"bscan": patches["bscan_label"], "volume": of_volume, "patient": of_volume}
     return {
-        "bscan": bscans,
-        "volume": volumes,
-        "patient": _table(patches, "patient", of_volume, names, aggregate),
+        level: _table(patches, level, label, names, aggregate) for level, label in labels.items()
     }
 
 

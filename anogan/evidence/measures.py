@@ -79,7 +79,7 @@ class Measured:
 def labelled_subsets(patches: pd.DataFrame) -> list[str]:
     """Return "test" and, where labels come from several sources, "test:<source>" for each.
 
-    Patches of healthy eyes belong to every source: nothing is marked in them either way.
+    Healthy eyes without annotation belong to every source: nothing is marked in them either way.
     Nothing is returned when no test patch has a label.
     """
     labelled = patches[(patches["split"] == "test") & (patches["label"] >= 0)]

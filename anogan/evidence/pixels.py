@@ -69,7 +69,8 @@ def label_regions(truth: np.ndarray) -> np.ndarray:
 def tally(values: np.ndarray, truth: np.ndarray, region: np.ndarray) -> Tally:
     """Count the finite values of a map where the truth is known; all arrays are (b, r, c).
 
-    Exact up to `MOST_VALUES` distinct ones; of more, each is rounded down to one of so many.
+    Exact up to `MOST_VALUES` distinct ones; of more, all but the highest are rounded down to one
+    of so many.
     """
     covered = np.isfinite(values)
     normal = values[covered & (truth == 0)].astype(np.float32)  # sorts faster than float16
@@ -157,10 +158,15 @@ def aupro(overlap: np.ndarray, fpr: np.ndarray, limit: float = FPR_LIMIT) -> np.
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Return `values` (k,), or `MOST_VALUES` of them, evenly spread; the lowest stays."""
+    """Return `values` (k,), ascending, or `MOST_VALUES` of them, the lowest among them.
+
+    All of the highest stay, as they decide on average precision, and an even spread of the others.
+    """
     if len(values) <= MOST_VALUES:
         return values
-    return values[np.linspace(0, len(values) - 1, MOST_VALUES).astype(int)]
+    n_high = MOST_VALUES // 2
+    low, high = np.split(values, [-n_high])
+    return np.append(low[np.linspace(0, len(low) - 1, MOST_VALUES - n_high).astype(int)], high)
 
 
 def _place(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The HDF5 file of dense maps of one method: a group a volume, in the geometry of the flat volume.
 
 `<volume>/residual` (b, r, c) float16, the mean of |x - rebuilt| over all patches that cover a pixel
-(absent where the method rebuilds nothing); `<volume>/score` float32, the same mean of their scores;
+(absent where nothing was rebuilt); `<volume>/score` float32, the same mean of their scores;
 both NaN where no patch lies. `<volume>/annotation` uint8: 1 lesion, 0 none, 255 not examined
 (absent where nobody looked). A group's attributes are the other fields of `VolumeMaps`, the file's
 those of `MapFile`.
@@ -93,9 +93,8 @@ class MapFile:
         """Read the maps of one volume."""
         with _whole(self.path):
             group = self._file[volume]
-            facts = {name: kind(group.attrs[name]) for name, kind in FACTS.items()}
             maps = {name: group[name][:] for name in DTYPES if name in group}
-            found = VolumeMaps(**facts, **maps)
+            found = VolumeMaps(**self.facts(volume), **maps)
             if any(m.ndim != 3 or m.shape != found.score.shape for m in maps.values()):
                 raise ValueError(f"the maps of {volume} do not fit each other")
             return found

@@ -11,12 +11,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from anogan.evidence.measures import DIFFERENCE_COLUMNS, METRIC_COLUMNS
 from preprocessing.errors import InputError
 from preprocessing.patch_file import read_index
 
 PACKAGES = ("oct-anogan", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "snakemake")
-METRIC_COLUMNS = ["method", "level", "subset", "metric", "value", "ci_low", "ci_high"]
-DIFFERENCE_COLUMNS = ["method", "other", *METRIC_COLUMNS[1:]]
 NUMBERS = ["value", "ci_low", "ci_high"]
 
 

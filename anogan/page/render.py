@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from anogan.evidence.cautions import about_baselines
+from anogan.evidence.levels import LEVELS
 from anogan.maps.pictures import HEAT_COLOURS
 from anogan.page import tables
 from anogan.page.budget import Detail, fit
@@ -120,9 +122,11 @@ def _absent(context: dict, viewer: dict) -> list[str]:
 def _results(material: Material) -> dict[str, object]:
     """Return what the page says of the results."""
     evidence, methods = material.evidence, list(material.methods)
+    volumes = evidence.volumes
     headline, details = methods[0], evidence.details
     measured = evidence.measured("patch", headline)
-    healthy = details["healthy_volume_threshold"][headline]
+    healthy = details["specificity_points"]["volume"][headline]
+    in_summary = about_baselines(evidence.metrics.reset_index(), evidence.differences, headline)
     level_heads, levels = tables.level_table(evidence, methods)
     return {
         "methods": methods,
@@ -130,7 +134,7 @@ def _results(material: Material) -> dict[str, object]:
         "parts": [name.removeprefix(f"{headline}_") for name in main_parts(material.methods)],
         "summary": summary(evidence, methods) if len(measured) else [],
         "measured": measured.to_dict("index"),
-        "warnings": details["warnings"],
+        "warnings": [text for text in details["warnings"] if text not in in_summary],
         "settings": details["settings"],
         "aggregation": aggregation(details["settings"]),
         "point": details["operating_points"]["patch"][headline],
@@ -144,7 +148,7 @@ def _results(material: Material) -> dict[str, object]:
         "optimistic_rows": tables.comparison_rows(evidence, methods, "_optimistic"),
         "differences": {
             name: rows
-            for level, name in {**tables.CASES, "pixel": "pixels"}.items()
+            for level, name in LEVELS.items()
             if (rows := tables.difference_rows(evidence, level))
         },
         "level_heads": level_heads,
@@ -154,10 +158,10 @@ def _results(material: Material) -> dict[str, object]:
         "pixels": tables.pixel_rows(evidence, methods),
         "pixel_heads": list(PIXEL_HEADS),
         "everything": {title: tables.all_rows(evidence, end) for title, end in POINTS.items()},
-        "n_volumes": len(evidence.volumes),
-        "healthy_threshold": healthy,
-        "unlabelled": tables.volume_rows(evidence.volumes, "score", headline, healthy),
-        "tested": tables.volume_rows(evidence.volumes, "test", headline, healthy),
+        "n_volumes": len(volumes),
+        "healthy": healthy,
+        "unlabelled": tables.volume_rows(volumes, "score", headline, healthy["threshold"]),
+        "tested": tables.volume_rows(volumes, "test", headline, healthy["threshold"]),
     }
 
 

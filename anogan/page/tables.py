@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from anogan.evidence.levels import LEVELS
+from anogan.evidence.pixel_level import MAPS
 from anogan.evidence.score_tables import order_methods
 from anogan.page.inputs import Evidence
 
@@ -34,7 +36,7 @@ PAPER = {  # Schlegl et al. 2017, image level
     "gan_r": (0.8482, 0.7631, 0.7634, 0.8477, 0.88),
     "anogan": (0.8834, 0.7277, 0.7279, 0.8928, 0.89),
 }
-CASES = {"patch": "patches", "bscan": "B-scans", "volume": "volumes", "patient": "patients"}
+CASES = {level: name for level, name in LEVELS.items() if level != "pixel"}
 RATES = {
     "precision": "precision",
     "sensitivity": "sensitivity = recall",
@@ -43,7 +45,6 @@ RATES = {
     "balanced_accuracy": "balanced accuracy",
 }
 CASE_COLUMNS = ("auc", "average_precision", *RATES)
-PIXEL_MAPS = {"score": "{}", "residual": "{}_residual"}  # names of their scores by method
 PIXEL_COLUMNS = ("auc", "average_precision", "aupro", "dice")
 LABELS = {1: "diseased", 0: "healthy", -1: "no label"}
 SPLITS = ("validation", "test", "score")
@@ -99,7 +100,7 @@ def comparison_rows(evidence: Evidence, methods: Iterable[str], suffix: str) -> 
 def level_table(evidence: Evidence, methods: list[str]) -> tuple[list[str], list[dict]]:
     """Return (headings, rows) of the AUC of every method at every level that was measured."""
     columns = [(level, "{}", heading) for level, heading in CASES.items()]
-    columns += [("pixel", name, f"pixels by {kind}") for kind, name in PIXEL_MAPS.items()]
+    columns += [("pixel", name, f"pixels by {kind}") for kind, name in MAPS.items()]
     columns = [
         (level, name, heading)
         for level, name, heading in columns
@@ -141,7 +142,7 @@ def pixel_rows(evidence: Evidence, methods: Iterable[str]) -> list[dict]:
             "cells": [_cell(values, metric) for metric in PIXEL_COLUMNS],
         }
         for method in methods
-        for kind, name in PIXEL_MAPS.items()
+        for kind, name in MAPS.items()
         if len(values := evidence.measured("pixel", name.format(method)))
     ]
 

@@ -60,7 +60,7 @@ class Packed:
 
     def pictures(self, names: list[str], small: bool = False) -> dict[str, bytes]:
         """Read pictures of the volume by their names, shrunk where they are to be `small`."""
-        with _whole(self.folder), zipfile.ZipFile(self.folder / "viewer.zip") as archive:
+        with _open(self.folder) as archive:
             if not small:
                 return {name: archive.read(name) for name in names}
             for name in names:
@@ -127,7 +127,7 @@ def viewer_json(packed: Packed, every: int, small: bool) -> str:
 
 def _description(folder: Path) -> tuple[dict, list[dict]]:
     """Return (viewer.json without its B-scans, the B-scans with the names of their pictures)."""
-    with _whole(folder), zipfile.ZipFile(folder / "viewer.zip") as archive:
+    with _open(folder) as archive:
         facts = json.loads(archive.read("viewer.json"))
         bscans = facts.pop("bscans")
         return facts, [{name: bscan[name] for name in (*PICTURES, *DRAWN)} for bscan in bscans]
@@ -138,13 +138,22 @@ def _base64(pictures: dict[str, bytes]) -> dict[str, str]:
 
 
 @contextmanager
+def _open(folder: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the viewer.zip of a folder; nothing in it may be larger than the file itself."""
+    with _whole(folder), zipfile.ZipFile(folder / "viewer.zip") as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
+        yield archive
+
+
+@contextmanager
 def _whole(folder: Path) -> Iterator[None]:
     """Turn what a damaged viewer.zip raises into one InputError."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{folder}/viewer.zip: no such file; run `overlay` first") from error
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{folder}/viewer.zip: not what `overlay` writes ({error}); run `overlay` again"
         ) from error

@@ -10,7 +10,7 @@ from anogan.page.tables import CASES, method_name
 WIDE = 0.15  # an interval of an AUC that spans more leaves open whether a method is good
 FEW_PATIENTS = 20
 AGGREGATIONS = {
-    "top_mean": "the mean of the highest {top_share:.0%} of its patch scores",
+    "top_mean": "the mean of the highest {percent:g}% of its patch scores",
     "max": "the highest of its patch scores",
     "percentile": "the {percentile:g}th percentile of its patch scores",
     "mean": "the mean of its patch scores",
@@ -29,9 +29,8 @@ def summary(evidence: Evidence, methods: list[str]) -> list[str]:
 
 def aggregation(settings: dict) -> str:
     """Return how the score of a volume, a B-scan or a patient is made from patch scores."""
-    return (
-        AGGREGATIONS[settings["aggregation"]].format(**settings).replace("%", "\N{NO-BREAK SPACE}%")
-    )
+    form = AGGREGATIONS[settings["aggregation"]]
+    return _spaced(form.format(percent=100 * settings["top_share"], **settings))
 
 
 def percent(row: pd.Series) -> str:
@@ -57,7 +56,7 @@ def _ranking(values: pd.DataFrame, name: str) -> list[str]:
     return [
         f"Over {cases}, {name} reaches an AUC of {auc['value']:.3f}{_interval(auc)}: of 100 pairs "
         f"of an anomalous and a normal patch the anomalous one scores higher in "
-        f"{100 * auc['value']:.0f}; guessing gives 50."
+        f"about {100 * auc['value']:.0f}; guessing gives 50."
     ]
 
 
@@ -73,7 +72,7 @@ def _at_threshold(values: pd.DataFrame, point: dict) -> list[str]:
     if values.loc["n_anomalous", "value"] < values.loc["n", "value"]:
         said.append(
             f"leaves {percent(values.loc['specificity'])} of the normal ones alone and wrongly "
-            f"calls {values.loc['fp', 'value']:.0f}"
+            f"calls {values.loc['fp', 'value']:.0f} anomalous"
         )
     return [f"At the threshold fixed on validation it {'; it '.join(said)}."]
 
@@ -86,7 +85,8 @@ def _other_levels(evidence: Evidence, score: str) -> list[str]:
         if len(values) and np.isfinite(values.loc["auc", "value"]):
             auc, n = values.loc["auc"], values["value"]
             cases = f"{n['n']:.0f} %s ({n['n_anomalous']:.0f} anomalous)"
-            reached = f" with an AUC of {auc['value']:.3f}{_interval(auc)}"
+            sure = " (without an error, so no interval)" if auc["value"] == 1 else _interval(auc)
+            reached = f" with an AUC of {auc['value']:.3f}{sure}"
             said.setdefault((cases, reached), CASES[level])
     listed = [cases % name + reached for (cases, reached), name in said.items()]
     sentences = [f"It tells apart {' and '.join(listed)}."] if said else []
@@ -114,14 +114,19 @@ def _baselines(evidence: Evidence, methods: list[str]) -> list[str]:
         & (table["metric"] == "auc")
         & table["value"].notna()
     ].sort_values("value")
-    if table.empty:
+    if not others:
         return ["No simple baseline ran beside it, so it is open whether one would do better."]
+    if table.empty:  # of one class alone
+        return []
     ahead = table[table["value"] < 0]
     if ahead.empty:
         nearest = table.iloc[0]
+        name = method_name(nearest["other"])
+        if not nearest["value"]:
+            return [f"No simple baseline does better, but {name} does as well."]
         return [
-            f"It is ahead of every simple baseline; the nearest, {method_name(nearest['other'])}, "
-            f"is {nearest['value']:.3f} of AUC behind{_interval(nearest)}{_open(nearest)}."
+            f"It is ahead of every simple baseline; the nearest, {name}, is {nearest['value']:.3f} "
+            f"of AUC behind{_interval(nearest)}{_open(nearest)}."
         ]
     listed = ", ".join(
         f"{method_name(row['other'])} by {-row['value']:.3f} of AUC{_interval(_turned(row))}"

@@ -8,7 +8,8 @@
   const texts = [...document.querySelectorAll("script[data-viewer-volume]")];
   const KEYS = { l: "layers", h: "heat", a: "annotation" };
   const shown = { layers: true, heat: true, annotation: true };
-  let volume, place = 0;
+  const NOTCH_PX = 40; // less than any mouse's; a touchpad sends many small ones
+  let volume, place = 0, turned = 0;
 
   const rounded = (number) => Number(number.toPrecision(3));
   const picture = (data) => `data:image/webp;base64,${data}`;
@@ -84,7 +85,7 @@
   }
 
   function tell(one, heat, kind) {
-    const where = `B-scan ${one.place + 1} of ${volume.n_bscans}`;
+    const where = `B-scan ${one.place} (0 to ${volume.n_bscans - 1})`;
     const score = one.max_score === null ? "no score" : `highest score ${rounded(one.max_score)}`;
     const on = [];
     if (shown.layers && !part.layers.disabled) on.push("layers");
@@ -126,9 +127,12 @@
   const focus = () => part.slider.focus({ preventScroll: true });
   part.stage.addEventListener("click", focus);
   part.stage.addEventListener("wheel", (event) => {
-    if (!viewer.contains(document.activeElement) || !event.deltaY || event.ctrlKey) return;
+    if (!viewer.contains(document.activeElement) || event.ctrlKey) return;
     event.preventDefault();
-    go(place + Math.sign(event.deltaY));
+    turned += event.deltaY;
+    if (Math.abs(turned) < NOTCH_PX) return;
+    go(place + Math.sign(turned));
+    turned = 0;
   }, { passive: false });
 
   // A press on the map goes to the B-scan nearest to it; those left out of the page have no picture.
@@ -149,7 +153,9 @@
   });
 
   for (const link of document.querySelectorAll("a[data-volume]")) {
-    link.addEventListener("click", () => {
+    link.addEventListener("click", (event) => {
+      event.preventDefault(); // following the link would take the focus away from the slider
+      document.getElementById("scans").scrollIntoView();
       open(Number(link.dataset.volume));
       focus();
     });
