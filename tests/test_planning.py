@@ -183,7 +183,7 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
         ({"existing_models": {"gan": "results/model/gan"}}, "gan lies in results_dir"),
         ({"methods": ["pca"], "existing_models": {"gan": "x"}}, "no method needs 'gan'"),
         ({"heatmap": {"methods": ["knn"]}}, "heatmap: methods: there is no method 'knn'"),
-        ({"heatmap": {"stride": 65}}, "stride is 65, which leaves gaps between patches of 64"),
+        ({"heatmap": {"overlap": 1}}, "heatmap: overlap: 1 is greater than the maximum of 0.95"),
         ({"evaluate": {"aggregation": "sum"}}, "evaluate: aggregation: 'sum' is not one of"),
         ({"map": {"candidates": 2, "restarts": 3}}, "3 restarts need at least as many candidates"),
     ],

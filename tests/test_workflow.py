@@ -261,7 +261,7 @@ class TestWholeRun:
         [
             ("map", "steps", 4, {"score", *MAPS, *EVIDENCE}),
             ("map", "residuals", 7, {"score", *EVIDENCE}),
-            ("heatmap", "stride", 16, {*MAPS, *EVIDENCE}),
+            ("heatmap", "overlap", 0.75, {*MAPS, *EVIDENCE}),
             ("evaluate", "bootstrap", 10, {*EVIDENCE}),
             ("report", "max_mb", 20, {"report"}),
             ("gan", "epochs", 4, {"train", "score", "latent", *MAPS, *EVIDENCE}),

@@ -69,11 +69,6 @@ def _choose_heatmaps(config: dict) -> None:
     _check_known("heatmap: methods", wanted)
     drawn = [method for method in wanted if method in config["methods"]]
     section["methods"] = drawn or (leading if wanted else [])
-    if section["stride"] > config["patches"]["size"]:
-        raise PlanningError(
-            f"config: heatmap: stride is {section['stride']}, which leaves gaps between patches of "
-            f"{config['patches']['size']} pixels; half of that is a good choice"
-        )
 
 
 def _check_known(key: str, methods: list[str]) -> None:

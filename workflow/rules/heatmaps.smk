@@ -32,7 +32,7 @@ rule heatmap:
         split=lambda wildcards: split_of(wildcards.part),
         quality=quality_option,
         leave_out=config["patches"]["leave_out_bscans"],
-        stride=config["heatmap"]["stride"],
+        stride=round(config["patches"]["size"] * (1 - config["heatmap"]["overlap"])),
         options=lambda wildcards: score_options(config, wildcards.method),
         folder=subpath(input.description, parent=True),
     shell:
