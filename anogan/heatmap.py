@@ -80,7 +80,9 @@ def map_volume(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     add_volume_arguments(parser)
-    parser.add_argument("--split", required=True, help="what the volumes are for")
+    parser.add_argument(
+        "--split", required=True, choices=["validation", "test", "score"], help="of the volumes"
+    )
     parser.add_argument("--stride", type=int, default=32, help="pixels from patch to patch")
     parser.add_argument("--output", required=True, help="HDF5 file")
     add_method_arguments(parser)

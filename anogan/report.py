@@ -64,7 +64,8 @@ def command(args: argparse.Namespace) -> str:
     }
     for name, figure in drawn.items():
         save_figure(figure, material.figures, name)
-    write_text(output.with_name("table.tex"), latex_table(evidence, list(methods)))
+    table = latex_table(evidence, list(methods), args.phantom)
+    write_text(output.with_name("table.tex"), table)
     page = make_page(material, set(drawn), args.max_mb)
     write_text(output, page)
     return f"{output}: {len(drawn)} figures, {len(page.encode()) / 1e6:.1f} MB"

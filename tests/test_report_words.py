@@ -50,7 +50,7 @@ def evidence_of(auc: tuple, difference: tuple, n_patients: int) -> Evidence:
             (1.0, 1.0, 1.0),
             (0.0, 0.0, 0.0),
             40,
-            "No simple baseline does better, but PCA does as well.",
+            "No baseline does better, but PCA does as well.",
         ),
         (
             (0.9, 0.85, 0.95),
@@ -70,7 +70,7 @@ def evidence_of(auc: tuple, difference: tuple, n_patients: int) -> Evidence:
             (0.9, np.nan, np.nan),
             (-0.03, np.nan, np.nan),
             3,
-            "A simple baseline does better: PCA by 0.030 of AUC. No interval can be given",
+            "A baseline does better: PCA by 0.030 of AUC. No interval can be given",
         ),
     ],
 )

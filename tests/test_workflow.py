@@ -29,6 +29,7 @@ TINY = {
     "gan": {"epochs": 3, "batch_size": 16},
     "pca": {"components": 5},
     "map": {"steps": 3, "chunks": 1, "residuals": 6, "batch_size": 16},
+    "heatmap": {"methods": ["anogan"], "overlap": 0},
     "evaluate": {"bootstrap": 20},
 }
 
@@ -238,7 +239,7 @@ class TestWholeRun:
                 "load",
                 {*STAGES, "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
             ),
-            ("anogan/mapping.py", "score", {"score", *MAPS, *EVIDENCE}),
+            ("anogan/mapping.py", "score", {"score", "latent", *MAPS, *EVIDENCE}),
             ("anogan/methods/pca.py", "train", {"train", "score", *EVIDENCE}),
             ("anogan/overlay.py", "overlay", {"overlay", "report"}),
             ("anogan/report.py", "report", {"report"}),
@@ -389,7 +390,8 @@ def test_real_spectralis_volumes(project, real_data):
         ["healthy2", "s2", "healthy_subject2", "test", "healthy", ""],
         ["amd1", "s3", "AMD_patient1", "test", "diseased", ""],
     ]
-    project.write(rows, data_dir=str(real_data / "heyex_volumes"))
+    cheap = {"methods": ["pca"], "heatmap": {"methods": []}}
+    project.write(rows, data_dir=str(real_data / "heyex_volumes"), **cheap)
     result = project.snakemake()
     assert result.returncode == 0, result.stderr
     results = project.folder / "results"

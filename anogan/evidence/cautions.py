@@ -10,6 +10,7 @@ from anogan.evidence.measures import Measured
 from anogan.evidence.score_tables import BASELINES
 from anogan.evidence.statistics import OperatingPoint
 
+FEW_HEALTHY = 20  # cases: fewer have no 95 % quantile but their highest
 Points = dict[str, dict[str, OperatingPoint]]  # by level and score
 
 
@@ -69,6 +70,17 @@ def about_thresholds(
             f"no healthy volume in split validation: no threshold of specificity {specificity:g} "
             f"for {', '.join(unfixed)}"
         )
+    few = [
+        LEVELS[level]
+        for level, named in fixed.items()
+        if any(point.rule == "specificity" and point.n < FEW_HEALTHY for point in named.values())
+    ]
+    if few:
+        said.append(
+            f"fewer than {FEW_HEALTHY} healthy {', '.join(few)} in split validation: of other "
+            f"healthy ones many more than {1 - specificity:.0%} may lie above the threshold of "
+            f"specificity {specificity:g}"
+        )
     return said
 
 
@@ -84,7 +96,7 @@ def about_measured(measured: Iterable[Measured]) -> list[str]:
 
 
 def about_baselines(metrics: pd.DataFrame, differences: pd.DataFrame, leader: str) -> list[str]:
-    """Say which simple baselines beat `leader`, which leads the report, and by how much."""
+    """Say which baselines beat `leader`, which leads the report, and by how much."""
     auc = _by_patch(metrics).set_index("method")["value"]
     rows = _by_patch(differences)
     rows = rows[(rows["method"] == leader) & rows["other"].isin(BASELINES) & (rows["value"] < 0)]
@@ -96,7 +108,7 @@ def about_baselines(metrics: pd.DataFrame, differences: pd.DataFrame, leader: st
     ]
     return [
         f"by AUC over test patches {leader} ({auc[leader]:.3f}) is beaten by "
-        f"{'a simple baseline' if len(winners) == 1 else 'simple baselines'}: {', '.join(winners)}"
+        f"{'a baseline' if len(winners) == 1 else 'baselines'}: {', '.join(winners)}"
     ]
 
 

@@ -90,6 +90,8 @@ def undefined_scores(scores: dict[str, pd.DataFrame]) -> dict[str, int]:
 def _read_file(path: str | Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run the stage score first") from error
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a readable score file ({error}); run `score` again"

@@ -45,12 +45,12 @@ class Detail:
         said = [SHEETS[self.sheets]]
         if self.volumes == 0:
             return [*filter(None, said), "the B-scan viewer"]
-        if self.volumes is not None:
-            said.append(f"of each group of volumes all but the {self.volumes} highest-scoring")
-        if self.every > 1:
-            said.append(f"of every {self.every} neighbouring B-scans all but the highest-scoring")
         if self.small:
             said.append("the full resolution of B-scans (half their width and height is shown)")
+        if self.every > 1:
+            said.append(f"of every {self.every} neighbouring B-scans all but the highest-scoring")
+        if self.volumes is not None:
+            said.append(f"of each group of volumes all but the {self.volumes} highest-scoring")
         return [*filter(None, said)]
 
 

@@ -32,14 +32,19 @@ TAIL = r"""    \bottomrule
   \end{tabular}
 \end{table}
 """
+PHANTOM_NOTE = "Synthetic phantom eyes, no patients. "
 PAPER_NOTE = "In italics: figures of Schlegl et al.\\ (2017), from other data."
 
 
-def latex_table(evidence: Evidence, methods: list[str]) -> str:
-    """Return the paper's table with 95 % intervals, at the threshold chosen on validation."""
+def latex_table(evidence: Evidence, methods: list[str], is_phantom: bool) -> str:
+    """Return the paper's table with 95 % intervals, at the threshold chosen on validation.
+
+    Where the eyes are phantoms, the caption says so.
+    """
     rows = comparison_rows(evidence, methods, "")
     heads = " & ".join("AUC" if column == "auc" else column for column in TABLE_COLUMNS)
-    lines = [HEAD % (_caption(evidence, methods[0]), "r" * len(TABLE_COLUMNS), heads)]
+    caption = (PHANTOM_NOTE if is_phantom else "") + _caption(evidence, methods[0])
+    lines = [HEAD % (caption, "r" * len(TABLE_COLUMNS), heads)]
     for row in rows:
         name = NAMES.get(row["score"], row["name"].translate(SPECIAL))
         cells = [value.translate(SPECIAL) for value, _ in row["cells"]]

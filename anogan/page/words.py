@@ -101,10 +101,10 @@ def _other_levels(evidence: Evidence, score: str) -> list[str]:
 
 
 def _baselines(evidence: Evidence, methods: list[str]) -> list[str]:
-    """Say by how much the simple baselines are better or worse, whichever it is."""
+    """Say by how much the baselines are better or worse, whichever it is."""
     headline, others = methods[0], [name for name in methods[1:] if name in BASELINES]
     if headline in BASELINES:
-        return ["It is itself a simple baseline: no method with a search in latent space ran."]
+        return ["It is itself a baseline: no method with a search in latent space ran."]
     table = evidence.differences
     table = table[
         (table["method"] == headline)
@@ -115,7 +115,7 @@ def _baselines(evidence: Evidence, methods: list[str]) -> list[str]:
         & table["value"].notna()
     ].sort_values("value")
     if not others:
-        return ["No simple baseline ran beside it, so it is open whether one would do better."]
+        return ["No baseline ran beside it, so it is open whether one would do better."]
     if table.empty:  # of one class alone
         return []
     ahead = table[table["value"] < 0]
@@ -123,9 +123,9 @@ def _baselines(evidence: Evidence, methods: list[str]) -> list[str]:
         nearest = table.iloc[0]
         name = method_name(nearest["other"])
         if not nearest["value"]:
-            return [f"No simple baseline does better, but {name} does as well."]
+            return [f"No baseline does better, but {name} does as well."]
         return [
-            f"It is ahead of every simple baseline; the nearest, {name}, is {nearest['value']:.3f} "
+            f"It is ahead of every baseline; the nearest, {name}, is {nearest['value']:.3f} "
             f"of AUC behind{_interval(nearest)}{_open(nearest)}."
         ]
     listed = ", ".join(
@@ -133,7 +133,7 @@ def _baselines(evidence: Evidence, methods: list[str]) -> list[str]:
         f"{_open(row)}"
         for row in ahead.to_dict("records")
     )
-    kind = "A simple baseline does" if len(ahead) == 1 else "Simple baselines do"
+    kind = "A baseline does" if len(ahead) == 1 else "Baselines do"
     return [f"{kind} better: {listed}."]
 
 
