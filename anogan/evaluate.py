@@ -81,10 +81,11 @@ def command(args: argparse.Namespace) -> str:
         {level: choose(table, names, args.specificity) for level, table in cases.items()}
         for choose in (operating_points, specificity_points)
     )
+    subsets = labelled_subsets(patches)
     measured = [
         measure(table, points[level], fixed[level], level, subset, args.bootstrap, args.seed)
         for level, table in cases.items()
-        for subset in labelled_subsets(patches)
+        for subset in subsets
     ]
     if args.maps:
         pixels, points["pixel"] = measure_pixels(

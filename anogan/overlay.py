@@ -20,7 +20,7 @@ from anogan.maps.viewer import write_viewer
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_folder
 from preprocessing.geometry import Geometry, read_geometry
-from preprocessing.native import write_native_map
+from preprocessing.native import belong_together, write_native_map
 from preprocessing.volume import Volume, read_volume
 
 IDENTITY = ("volume", "patient", "eye", "split", "eye_label")
@@ -38,12 +38,10 @@ def read_maps(path: str, volume: Volume, geometry: Geometry) -> tuple[str, Volum
                 "or run the stage heatmap with its flat volume"
             )
         method, maps = file.method, file[volume.volume]
-    n_b, columns = geometry.z_offset.shape
-    native_columns = round(columns * geometry.x_factor)
-    if maps.score.shape[::2] != (n_b, columns) or volume.data.shape[::2] != (n_b, native_columns):
+    if not belong_together(maps.score.shape, geometry, volume.data.shape):
         raise InputError(
             f"{path}: its maps of {volume.volume} {maps.score.shape}, the geometry "
-            f"{(n_b, columns)} and the volume as loaded {volume.data.shape} do not belong "
+            f"{geometry.z_offset.shape} and the volume as loaded {volume.data.shape} do not belong "
             "together; give those of one volume, made with the same settings"
         )
     return method, maps

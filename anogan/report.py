@@ -60,7 +60,7 @@ def command(args: argparse.Namespace) -> str:
     drawn = {
         **score_figures(patches, methods, evidence),
         **picture_figures(args.residuals, patches, methods, evidence),
-        **model_figures(read_history(Path(args.model)), args.latent),
+        **model_figures(material.history, args.latent),
     }
     for name, figure in drawn.items():
         save_figure(figure, material.figures, name)
@@ -74,6 +74,7 @@ def command(args: argparse.Namespace) -> str:
 def read_material(args: argparse.Namespace) -> Material:
     """Read what the page is made of; InputError where files do not fit each other."""
     model = Path(args.model)
+    history = read_history(model)
     patches, methods = patch_table(read_scores(args.scores))
     evidence = read_evidence(Path(args.metrics))
     names = {name for own in methods.values() for name in own}
@@ -86,7 +87,8 @@ def read_material(args: argparse.Namespace) -> Material:
         patches=patches,
         methods=methods,
         evidence=evidence,
-        model=model_facts(model, read_history(model)),
+        model=model_facts(model, history),
+        history=history,
         model_folder=model,
         figures=Path(args.output).parent / "figures",
         qc=args.qc,

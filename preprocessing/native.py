@@ -35,6 +35,15 @@ def to_native_map(
     return native
 
 
+def belong_together(
+    flat_shape: tuple[int, int, int], geometry: Geometry, native_shape: tuple[int, int, int]
+) -> bool:
+    """Tell whether a flat map (b, r, c) and a volume as loaded (b, z, x) fit a geometry."""
+    n_b, columns = geometry.z_offset.shape
+    native_columns = round(columns * geometry.x_factor)
+    return flat_shape[::2] == (n_b, columns) and native_shape[::2] == (n_b, native_columns)
+
+
 def write_native_map(
     flat_map: np.ndarray, geometry: Geometry, volume_path: str | Path, path: str | Path
 ) -> np.ndarray:
@@ -45,12 +54,11 @@ def write_native_map(
     """
     header = read_nifti_header(volume_path)
     shape = header.get_data_shape()[::-1]
-    n_b, columns = geometry.z_offset.shape
-    native_columns = round(columns * geometry.x_factor)
-    if flat_map.shape[::2] != (n_b, columns) or shape[::2] != (n_b, native_columns):
+    if not belong_together(flat_map.shape, geometry, shape):
         raise InputError(
-            f"{path}: a map of {flat_map.shape}, a geometry of {(n_b, columns)} and the volume "
-            f"{volume_path} of {shape} (b, z, x) do not belong together; give those of one volume"
+            f"{path}: a map of {flat_map.shape}, a geometry of {geometry.z_offset.shape} and the "
+            f"volume {volume_path} of {shape} (b, z, x) do not belong together; "
+            "give those of one volume"
         )
     native = to_native_map(flat_map, geometry, shape)
     write_nifti(native, path, header.get_best_affine())

@@ -5,9 +5,11 @@ out from gray for every kind of colour vision and still rises in black and white
 outlined in sky blue (Okabe and Ito).
 """
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from preprocessing.intensity import to_display
 from preprocessing.volume import Volume
@@ -84,3 +86,12 @@ def blend(gray: np.ndarray, heat: np.ndarray, outlined: np.ndarray) -> np.ndarra
     picture = (gray[..., None] * (255 - alpha)[heat] + of_heat[heat] + 127) // 255
     picture[outlined] = OUTLINE
     return picture.astype(np.uint8)
+
+
+def webp(picture: np.ndarray | Image.Image, **options: object) -> bytes:
+    """Return a picture, or uint8 pixels (h, w) or (h, w, channels), as WebP."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    content = io.BytesIO()
+    picture.save(content, "WEBP", **options)
+    return content.getvalue()

@@ -20,16 +20,14 @@ Pictures show all columns and, in every B-scan the same, the rows around the ret
 of the first pixel is [0.5, 0.5].
 """
 
-import io
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from anogan.maps.file import KINDS
-from anogan.maps.pictures import HEAT_COLOURS, Heat, heat_levels
+from anogan.maps.pictures import HEAT_COLOURS, Heat, heat_levels, webp
 from preprocessing.files import atomic_path
 from preprocessing.geometry import Geometry
 from preprocessing.volume import Volume
@@ -66,12 +64,12 @@ def write_viewer(
             return name
 
         def add_heat(name: str, levels: np.ndarray, **options: object) -> str | None:
-            return add(name, _webp(HEAT_COLOURS[levels], **options)) if levels.any() else None
+            return add(name, webp(HEAT_COLOURS[levels], **options)) if levels.any() else None
 
         fronts = dict.fromkeys(KINDS)
         bscans = [dict.fromkeys(("gray", *KINDS)) for _ in range(n_b)]
         for b, bscan in enumerate(bscans):
-            bscan["gray"] = add(f"{b:03d}-gray.webp", _webp(gray[b, rows], **GRAY))
+            bscan["gray"] = add(f"{b:03d}-gray.webp", webp(gray[b, rows], **GRAY))
             bscan["layers"] = {
                 name: polylines(surface[b] - rows.start, geometry.x_factor)
                 for name, surface in surfaces.items()
@@ -157,9 +155,3 @@ def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
             kept[middle] = True
             parts += [(first, middle), (middle, last)]
     return points[kept]
-
-
-def _webp(pixels: np.ndarray, **options: object) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "WEBP", **options)
-    return content.getvalue()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from anogan.maps.pictures import webp
+
 SHEET_WIDTH_PX = 1400  # the small print of a contact sheet can still be read
 
 
@@ -31,17 +33,11 @@ def sheets_by_volume(paths: list[str]) -> dict[str, list[str]]:
 def shrink(picture: bytes, factor: int) -> bytes:
     """Return a picture as WebP with `factor` times fewer columns and rows."""
     with Image.open(io.BytesIO(picture)) as opened:
-        return _webp(opened.reduce(factor), quality=50)
+        return webp(opened.reduce(factor), quality=50)
 
 
 def _sheet(path: str) -> str:
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((SHEET_WIDTH_PX, 4 * SHEET_WIDTH_PX))
-    return as_uri(_webp(small, quality=60), "webp")
-
-
-def _webp(picture: Image.Image, **options: object) -> bytes:
-    data = io.BytesIO()
-    picture.save(data, "WEBP", **options)
-    return data.getvalue()
+    return as_uri(webp(small, quality=60), "webp")

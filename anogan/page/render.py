@@ -38,6 +38,7 @@ class Material:
     Attributes
     ----------
     patches, methods : as returned by `patch_table`; the first method leads the report.
+    history : of the training, empty where the model came without one.
     figures : the folder of figures that were drawn.
     qc, leave_out : paths of the qc.tsv, and which B-scans gave no patches.
     sheets : contact sheets of volumes, as data URIs.
@@ -48,6 +49,7 @@ class Material:
     methods: dict[str, list[str]]
     evidence: Evidence
     model: dict[str, object]
+    history: pd.DataFrame
     model_folder: Path
     figures: Path
     qc: list[str]

@@ -149,6 +149,19 @@ def quality_tables(wildcards):
     return part_files("qc.tsv")(wildcards)
 
 
+def flat_files():
+    """What the stages that cut patches read of a part's volumes: input functions by name."""
+    return {
+        "images": part_files("flat.nii.gz"),
+        "valid": part_files("flat.valid.nii.gz"),
+        "annotations": part_files("flat.annotation.nii.gz"),
+        "vendor": part_files("flat.vendor.npz"),
+        "sidecars": part_files("flat.json"),
+        "geometry": part_files("flat.geometry.npz"),
+        "qc": quality_tables,
+    }
+
+
 def option(name, paths):
     """An option with its files, nothing without a file."""
     return " ".join([name, *(shlex.quote(str(path)) for path in paths)]) if paths else ""

@@ -3,13 +3,7 @@
 
 rule heatmap:
     input:
-        images=part_files("flat.nii.gz"),
-        valid=part_files("flat.valid.nii.gz"),
-        annotations=part_files("flat.annotation.nii.gz"),
-        vendor=part_files("flat.vendor.npz"),
-        sidecars=part_files("flat.json"),
-        geometry=part_files("flat.geometry.npz"),
-        qc=quality_tables,
+        **flat_files(),
         description=model_file("model.json"),
         weights=model_file("weights.safetensors"),
     output:

@@ -209,13 +209,7 @@ rule flatten:
 
 rule patches:
     input:
-        images=part_files("flat.nii.gz"),
-        valid=part_files("flat.valid.nii.gz"),
-        annotations=part_files("flat.annotation.nii.gz"),
-        vendor=part_files("flat.vendor.npz"),
-        sidecars=part_files("flat.json"),
-        geometry=part_files("flat.geometry.npz"),
-        qc=quality_tables,
+        **flat_files(),
     output:
         f"{RESULTS}/patches/{{part}}.h5",
     log:
