@@ -20,6 +20,7 @@ import numpy as np
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
 from preprocessing.geometry import FIELDS, Geometry
+from preprocessing.untrusted import check_self_contained
 from preprocessing.volume import NOT_EXAMINED
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def open_patches(path: str | Path) -> Iterator[h5py.File]:
             f"{path}: not a readable HDF5 file ({error}); rerun the stage patches, or give its file"
         ) from error
     with file:
+        check_self_contained(file)
         missing = {"patches", "masks", "index"} - set(file)
         if missing:
             raise InputError(f"{path}: no dataset '{missing.pop()}'; it is not a patch file")

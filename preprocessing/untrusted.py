@@ -11,8 +11,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocessing.errors import InputError
+
+if TYPE_CHECKING:
+    from h5py import File
 
 MAX_VOXELS = 2**28  # 1 GB as float32; the largest structural cubes of the macula have half of it
 VOXEL_BYTES = 4  # float32, in which volumes are held
@@ -62,6 +66,34 @@ def check_file_size(path: str | Path) -> None:
         raise InputError(
             f"{path}: {size} bytes, more than can be read ({MAX_FILE_BYTES}); it is damaged, or "
             "export a smaller part of the scan"
+        )
+
+
+def check_self_contained(file: "File") -> None:
+    """Refuse an open HDF5 file that takes values from other files; InputError.
+
+    HDF5 follows external links, reads external storage (whole files of any kind, by absolute path)
+    and maps virtual datasets without a word.
+    """
+    from h5py import h5d, h5l, h5o
+
+    def leads_away(name: bytes, info: h5l.LinkInfo) -> bytes | None:
+        return name if info.type not in (h5l.TYPE_HARD, h5l.TYPE_SOFT) else None
+
+    def lies_elsewhere(name: bytes, info: h5o.ObjInfo) -> bytes | None:
+        if info.type != h5o.TYPE_DATASET:
+            return None
+        layout = h5d.open(file.id, name).get_create_plist()
+        elsewhere = layout.get_external_count() or layout.get_layout() == h5d.VIRTUAL
+        return name if elsewhere else None
+
+    with parsing(file.filename, "HDF5 file"):
+        found = file.id.links.visit(leads_away, info=True)
+        found = found or h5o.visit(file.id, lies_elsewhere, info=True)
+    if found:
+        raise InputError(
+            f"{file.filename}: '{quote(found.decode(errors='replace'))}' takes its values from "
+            "another file; give a file that holds all of them"
         )
 
 

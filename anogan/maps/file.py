@@ -18,6 +18,7 @@ import numpy as np
 from preprocessing import __version__
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
+from preprocessing.untrusted import check_self_contained
 
 DTYPES = {"residual": np.float16, "score": np.float32, "annotation": np.uint8}
 KINDS = ("residual", "score")  # of heat maps
@@ -121,6 +122,7 @@ def open_maps(path: str | Path) -> Iterator[MapFile]:
             f"{path}: not a readable HDF5 file ({error}); delete it and rerun the stage heatmap"
         ) from error
     with file:
+        check_self_contained(file)
         yield MapFile(file, path)
 
 

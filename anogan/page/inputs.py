@@ -14,6 +14,7 @@ import pandas as pd
 from anogan.evidence.measures import DIFFERENCE_COLUMNS, METRIC_COLUMNS
 from preprocessing.errors import InputError
 from preprocessing.patch_file import read_index
+from preprocessing.untrusted import check_self_contained
 
 PACKAGES = ("oct-anogan", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "snakemake")
 NUMBERS = ["value", "ci_low", "ci_high"]
@@ -110,8 +111,11 @@ def read_latent(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     try:
         with h5py.File(path) as file:
+            check_self_contained(file)
             label = read_index(file)["label"].to_numpy()
             return file["tsne"][:], label, file["walks"][:].astype(np.float32)
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: not a file of the stage latent ({error}); run `latent` again"

@@ -15,7 +15,13 @@ import numpy as np
 from preprocessing.errors import InputError
 from preprocessing.readers.mat5 import check_text, read_mat5
 from preprocessing.readers.sidecar import described_volume
-from preprocessing.untrusted import VOXEL_BYTES, check_size, check_total, parsing
+from preprocessing.untrusted import (
+    VOXEL_BYTES,
+    check_self_contained,
+    check_size,
+    check_total,
+    parsing,
+)
 from preprocessing.validity import FLOAT_MAX
 from preprocessing.volume import Volume, rows_within
 
@@ -64,6 +70,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     variables = {}
     total = 0
     with h5py.File(path) as file:
+        check_self_contained(file)
         for name in filter(WANTED.fullmatch, file):
             dataset = file[name]
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
