@@ -16,7 +16,7 @@ COMMANDS = {
     "qc": "Judge a volume and its B-scans: pass, check or fail, with the reason.",
     "qc_pictures": "Draw the layers of a volume and its en-face maps, for a person to look at.",
     "flatten": "Flatten the retina to Bruch's membrane.",
-    "prepare": "Do all from load to flatten in one go, for one volume by hand.",
+    "prepare": "Do all from normalise to flatten, and qc, in one go.",
     "patches": "Cut random patches from flattened volumes into one HDF5 file.",
     "native": "Bring a map of the flat retina back to the native B-scans.",
 }

@@ -214,9 +214,13 @@ def command(args: argparse.Namespace) -> str:
     volume, layers = read_segmented(args.input, args.layers)
     whole, *rows = assess(volume, layers, measure(volume, layers))
     write_table([whole, *rows], args.output)
+    return f"{volume.volume}: {whole['flag']}; B-scans: {flag_counts(rows)}"
+
+
+def flag_counts(rows: list[dict]) -> str:
+    """Return how many B-scans have each flag, in words."""
     flags = [row["flag"] for row in rows]
-    counts = ", ".join(f"{flags.count(flag)} {flag}" for flag in FLAGS)
-    return f"{volume.volume}: {whole['flag']}; B-scans: {counts}"
+    return ", ".join(f"{flags.count(flag)} {flag}" for flag in FLAGS)
 
 
 def read_segmented(volume_path: str, layers_path: str) -> tuple[Volume, Layers]:

@@ -37,13 +37,14 @@ def test_the_results_are_those_of_the_stages(source, tmp_path, mode):
     assert run("segment", "--input", resampled, "--output", layers) == 0
     assert run("flatten", "--input", resampled, "--layers", layers, *flatten, "--output", flat) == 0
 
-    output = at_once / "flat.nii.gz"
-    assert run("prepare", *load, "--x-um", 25, *flatten, "--output", output) == 0
+    assert run("qc", "--input", resampled, "--layers", layers, "--output", apart / "qc.tsv") == 0
+
+    prepare = ("--input", volume, "--x-um", 25, *flatten, "--folder", at_once)
+    assert run("prepare", *prepare) == 0
     written = sorted(file.name for file in at_once.iterdir())
-    assert len(written) == 7
+    assert len(written) == 13
     for name in written:
-        same = apart / name.replace("flat.layers", "layers")
-        assert (at_once / name).read_bytes() == same.read_bytes(), name
+        assert (at_once / name).read_bytes() == (apart / name).read_bytes(), name
 
 
 def test_a_volume_without_a_retina_leaves_nothing(tmp_path, rng, capsys):
@@ -53,9 +54,10 @@ def test_a_volume_without_a_retina_leaves_nothing(tmp_path, rng, capsys):
 
     noise = rng.integers(1, 30, (2, 200, 80), dtype=np.uint8)
     write_nifti(noise, tmp_path / "noise.nii.gz", np.diag([0.012, 0.004, 0.1, 1]))
-    output = tmp_path / "out" / "flat.nii.gz"
-    assert run("prepare", "--input", tmp_path / "noise.nii.gz", *IDS, "--output", output) == 1
+    volume, output = tmp_path / "volume.nii.gz", tmp_path / "out"
+    assert run("load", "--input", tmp_path / "noise.nii.gz", *IDS, "--output", volume) == 0
+    assert run("prepare", "--input", volume, "--folder", output) == 1
     error = capsys.readouterr().err
-    assert "noise.nii.gz: no B-scan shows a retina" in error
+    assert "volume.nii.gz: no B-scan shows a retina" in error
     assert error.count("\n") == 1
-    assert not output.parent.exists()
+    assert not output.exists()

@@ -15,7 +15,7 @@ from conftest import plain_bytes
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
-STAGES = ["load", "normalise", "resample", "segment", "flatten", "qc", "qc_pictures"]
+STAGES = ["load", "prepare", "qc_pictures"]
 MAPS = ["heatmap", "heat_scale", "overlay"]
 EVIDENCE = ["evaluate", "report"]
 OTHERS = {"differences", "metrics", "page", "table", "workflow"}  # captions of no figure
@@ -115,7 +115,7 @@ def test_layouts_plan_the_right_jobs(project, rows, chunks, expected):
     project.write(rows, map={**TINY["map"], "chunks": chunks})
     planned = project.planned()
     assert {rule: planned[rule] for rule in expected} == expected
-    assert planned["phantom"] == planned["flatten"] == len(rows)
+    assert planned["phantom"] == planned["prepare"] == len(rows)
     assert planned["train"] == 2  # gan and pca
     assert planned["heat_scale"] == planned["latent"] == 1
     assert planned["evaluate"] == planned["report"] == 1
@@ -216,8 +216,8 @@ class TestWholeRun:
         assert "Nothing to be done" in result.stderr + result.stdout
 
     def test_a_single_target_can_be_asked_for(self, finished):
-        assert finished.planned("results/volumes/a/flat.nii.gz", "--forcerun", "flatten") == {
-            "flatten": 1
+        assert finished.planned("results/volumes/a/flat.nii.gz", "--forcerun", "prepare") == {
+            "prepare": 1
         }
 
     @pytest.mark.parametrize(
@@ -225,13 +225,12 @@ class TestWholeRun:
         [
             (
                 "preprocessing/flatten.py",
-                "flatten",
-                {"flatten", "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
-            ),
-            (
-                "preprocessing/qc.py",
-                "qc",
-                {"qc", "qc_pictures", "patches", "train", "score", "latent", *MAPS, *EVIDENCE},
+                "prepare",
+                {
+                    *("prepare", "qc_pictures", "patches", "train", "score", "latent"),
+                    *MAPS,
+                    *EVIDENCE,
+                },
             ),
             ("preprocessing/qc_pictures.py", "qc_pictures", {"qc_pictures", "report"}),
             (
@@ -359,7 +358,7 @@ class TestWholeRun:
             planned = finished.planned()
         finally:
             sheet.write_text(original)
-        assert planned["load"] == planned["flatten"] == planned["patches"] == 1
+        assert planned["load"] == planned["prepare"] == planned["patches"] == 1
         assert planned["score"] == len(TINY["methods"])
         assert "train" not in planned
 
@@ -370,15 +369,15 @@ class TestWholeRun:
 
     def test_a_damaged_input_names_file_and_remedy(self, finished):
         """The line that the failed stage wrote is shown by Snakemake itself."""
-        volume = finished.folder / "results/volumes/d/resampled.nii.gz"
+        volume = finished.folder / "results/volumes/d/volume.nii.gz"
         original = volume.read_bytes()
         try:
             volume.write_bytes(original[:2000])
-            result = finished.snakemake("--forcerun", "segment", "--until", "segment")
+            result = finished.snakemake("--forcerun", "prepare", "--until", "prepare")
         finally:
             volume.write_bytes(original)
         assert result.returncode != 0
-        assert "resampled.nii.gz: not a readable NIfTI file" in result.stderr + result.stdout
+        assert "volume.nii.gz: not a readable NIfTI file" in result.stderr + result.stdout
         finished.snakemake("--cleanup-metadata", "results/volumes/d/layers.npz")
 
 

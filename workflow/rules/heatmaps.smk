@@ -63,7 +63,7 @@ rule overlay:
         **volume_files("volume"),
         maps=maps_of_volume,
         scales=expand(rules.heat_scale.output, method=MAPPED_METHODS),
-        geometry=rules.flatten.output.geometry,
+        geometry=rules.prepare.output.geometry,
     output:
         directory(f"{RESULTS}/overlays/{{volume}}"),
     log:

@@ -1,4 +1,5 @@
-# From a vendor's file to the flat retina; one job per volume and stage.
+# From a vendor's file to patches; two jobs per volume, as hundreds of volumes are to be planned in
+# seconds. The stages within `prepare` are commands of their own, to run by hand.
 
 
 if any(row.is_phantom for row in SHEET.rows.values()):
@@ -63,61 +64,19 @@ rule load:
         " --output {output.image:q} > {log:q} 2>&1"
 
 
-rule normalise:
+rule prepare:
     input:
         **volume_files("volume"),
     output:
-        **volume_files("normalised"),
-    log:
-        f"{RESULTS}/logs/normalise/{{volume}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/normalise/{{volume}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=10,
-    params:
-        code=code_version("preprocessing.normalise"),
-        percentiles=config["normalise"]["percentiles"],
-    shell:
-        "python -m preprocessing normalise --input {input.image:q} --percentiles {params.percentiles}"
-        " --output {output.image:q} > {log:q} 2>&1"
-
-
-rule resample:
-    input:
-        **volume_files("normalised"),
-    output:
-        **volume_files("resampled"),
-    log:
-        f"{RESULTS}/logs/resample/{{volume}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/resample/{{volume}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=10,
-    params:
-        code=code_version("preprocessing.resample"),
-        x_um=config["resample"]["x_um"],
-    shell:
-        "python -m preprocessing resample --input {input.image:q} --x-um {params.x_um}"
-        " --output {output.image:q} > {log:q} 2>&1"
-
-
-rule segment:
-    input:
-        **volume_files("resampled"),
-    output:
+        **{f"resampled_{name}": path for name, path in volume_files("resampled").items()},
+        **volume_files("flat"),
+        geometry=f"{RESULTS}/volumes/{{volume}}/flat.geometry.npz",
         layers=f"{RESULTS}/volumes/{{volume}}/layers.npz",
+        qc=f"{RESULTS}/volumes/{{volume}}/qc.tsv",
     log:
-        f"{RESULTS}/logs/segment/{{volume}}.log",
+        f"{RESULTS}/logs/prepare/{{volume}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/segment/{{volume}}.tsv"
+        f"{RESULTS}/benchmarks/prepare/{{volume}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -125,40 +84,23 @@ rule segment:
         mem_mb=memory(3000),
         runtime=20,
     params:
-        code=code_version("preprocessing.segment"),
+        code=code_version("preprocessing.prepare"),
+        percentiles=config["normalise"]["percentiles"],
+        x_um=config["resample"]["x_um"],
+        flatten=config["flatten"],
+        folder=subpath(output.image, parent=True),
     shell:
-        "python -m preprocessing segment --input {input.image:q} --output {output.layers:q}"
-        " > {log:q} 2>&1"
-
-
-rule qc:
-    input:
-        **volume_files("resampled"),
-        layers=rules.segment.output.layers,
-    output:
-        f"{RESULTS}/volumes/{{volume}}/qc.tsv",
-    log:
-        f"{RESULTS}/logs/qc/{{volume}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/qc/{{volume}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=10,
-    params:
-        code=code_version("preprocessing.qc"),
-    shell:
-        "python -m preprocessing qc --input {input.image:q} --layers {input.layers:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "python -m preprocessing prepare --input {input.image:q} --percentiles {params.percentiles}"
+        " --x-um {params.x_um} --mode {params.flatten[mode]} --above-um {params.flatten[above_um]}"
+        " --below-um {params.flatten[below_um]} --thickness-um {params.flatten[thickness_um]}"
+        " --folder {params.folder:q} > {log:q} 2>&1"
 
 
 rule qc_pictures:
     input:
         **volume_files("resampled"),
-        layers=rules.segment.output.layers,
-        table=rules.qc.output,
+        layers=rules.prepare.output.layers,
+        table=rules.prepare.output.qc,
     output:
         picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
         enface=f"{RESULTS}/volumes/{{volume}}/enface.png",
@@ -178,33 +120,6 @@ rule qc_pictures:
         "python -m preprocessing qc_pictures --input {input.image:q} --layers {input.layers:q}"
         " --qc {input.table:q} --picture {output.picture:q} --enface {output.enface:q}"
         " > {log:q} 2>&1"
-
-
-rule flatten:
-    input:
-        **volume_files("resampled"),
-        layers=rules.segment.output.layers,
-    output:
-        **volume_files("flat"),
-        geometry=f"{RESULTS}/volumes/{{volume}}/flat.geometry.npz",
-    log:
-        f"{RESULTS}/logs/flatten/{{volume}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/flatten/{{volume}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=10,
-    params:
-        code=code_version("preprocessing.flatten"),
-        flatten=config["flatten"],
-    shell:
-        "python -m preprocessing flatten --input {input.image:q} --layers {input.layers:q}"
-        " --mode {params.flatten[mode]} --above-um {params.flatten[above_um]}"
-        " --below-um {params.flatten[below_um]} --thickness-um {params.flatten[thickness_um]}"
-        " --output {output.image:q} > {log:q} 2>&1"
 
 
 rule patches:
