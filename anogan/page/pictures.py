@@ -32,12 +32,12 @@ def sheets_by_volume(paths: list[str]) -> dict[str, list[str]]:
 
 def shrink(picture: bytes, factor: int) -> bytes:
     """Return a picture as WebP with `factor` times fewer columns and rows."""
-    with Image.open(io.BytesIO(picture)) as opened:
+    with Image.open(io.BytesIO(picture), formats=["WEBP"]) as opened:
         return webp(opened.reduce(factor), quality=50)
 
 
 def _sheet(path: str) -> str:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=["PNG"]) as picture:
         small = picture.convert("RGB")
     small.thumbnail((SHEET_WIDTH_PX, 4 * SHEET_WIDTH_PX))
     return as_uri(webp(small, quality=60), "webp")
