@@ -108,7 +108,7 @@ def _parse(xml: Path) -> tuple[list[_BScan], str]:
     if xml.stat().st_size > MAX_XML_BYTES:
         raise InputError(f"{xml}: too large for the XML file of an export; export it again")
     with parsing(xml, "XML file"):
-        root = parse(xml).getroot()
+        root = parse(xml, forbid_dtd=True).getroot()
     all_series = list(root.iter("Series"))
     if root.tag != "HEDX" or len(all_series) != 1:
         raise InputError(

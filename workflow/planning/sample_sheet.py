@@ -100,7 +100,7 @@ def _parse(path: str) -> list[Row]:
     unknown = [name for name in columns if name not in schema["properties"]]
     if unknown:
         known = ", ".join(schema["properties"])
-        raise PlanningError(f"{path}: unknown column '{unknown[0]}'; the columns are {known}")
+        raise PlanningError(f"{path}: unknown column {unknown[0]!r}; the columns are {known}")
     rows = []
     for line, record in records:
         if None in record:
@@ -181,6 +181,11 @@ def _check_files(path: str, rows: list[Row], data_dir: Path) -> None:
             continue
         for column in ("path", "annotation"):
             value = getattr(row, column)
+            if ".." in Path(value).parts and not Path(value).is_absolute():
+                raise PlanningError(
+                    f"{path}, row {row.line}, column '{column}': {value} leads out of data_dir; "
+                    "write the absolute path if that is meant"
+                )
             if value and not (data_dir / value).exists():
                 raise PlanningError(
                     f"{path}, row {row.line}, column '{column}': {data_dir / value} does not "
