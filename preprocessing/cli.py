@@ -7,13 +7,21 @@ preprocessing job does not wait for torch.
 
 import argparse
 import importlib
+import os
 import sys
 
 from preprocessing.errors import InputError
 
+NOTHING_FOR_OTHERS = 0o007  # a umask
+
 
 def run_command(package: str, commands: dict[str, str], argv: list[str] | None = None) -> int:
-    """Parse `argv`, run the stage it names and return the exit code (0, 1 failed, 2 wrong use)."""
+    """Parse `argv`, run the stage it names and return the exit code (0, 1 failed, 2 wrong use).
+
+    What a stage writes of patients is closed to all but the user and, where the umask lets it, the
+    group.
+    """
+    os.umask(os.umask(NOTHING_FOR_OTHERS) | NOTHING_FOR_OTHERS)
     argv = sys.argv[1:] if argv is None else argv
     overview = argparse.ArgumentParser(
         prog=f"python -m {package}",

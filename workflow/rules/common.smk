@@ -25,6 +25,12 @@ try:
 except PlanningError as error:
     raise WorkflowError(str(error)) from None
 
+# Nothing of a run is for others than the user and the group: jobs inherit this from Snakemake, whose
+# own folder (logs with every path) is made before.
+os.umask(os.umask(0o007) | 0o007)
+if os.path.isdir(".snakemake") and os.stat(".snakemake").st_uid == os.getuid():
+    os.chmod(".snakemake", os.stat(".snakemake").st_mode & 0o7770)
+
 RESULTS = config["results_dir"].rstrip("/")
 DATA = config["data_dir"].rstrip("/")
 HEADLINE = headline(config["methods"])
