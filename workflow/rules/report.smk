@@ -8,26 +8,6 @@ if "gan" in models_of(config["methods"]):
     LATENT = [f"{RESULTS}/latent/gan.h5"]
 
 
-rule resolved_config:
-    output:
-        f"{RESULTS}/config.yaml",
-    log:
-        f"{RESULTS}/logs/resolved_config.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/resolved_config.tsv"
-    localrule: True
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(100),
-        runtime=1,
-    params:
-        text=yaml.safe_dump(config, sort_keys=False),
-    shell:
-        "printf %s {params.text:q} > {output:q} 2> {log:q}"
-
-
 rule evaluate:
     input:
         scores=[path for method in config["methods"] for path in score_files(method, ".parquet")],
@@ -90,7 +70,6 @@ rule report:
             volume=shown_volumes(),
             picture=["layers", "enface"],
         ),
-        config=rules.resolved_config.output,
     output:
         **{
             name: report(
@@ -111,6 +90,7 @@ rule report:
             category="Metrics",
         ),
         png=expand(f"{RESULTS}/report/figures/{{name}}.png", name=FIGURES),
+        config=f"{RESULTS}/report/config.yaml",
     log:
         f"{RESULTS}/logs/report.log",
     benchmark:
@@ -128,10 +108,13 @@ rule report:
         overlays=lambda wildcards, input: option("--overlays", input.overlays),
         latent=lambda wildcards, input: option("--latent", input.latent),
         max_mb=config["report"]["max_mb"],
+        # as text, so that any other value renews the report and the two never disagree
+        config=yaml.safe_dump(config, sort_keys=False),
         phantom="--phantom" if any(row.is_phantom for row in SHEET.rows.values()) else "",
     shell:
-        "python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
+        "printf %s {params.config:q} > {output.config:q} 2> {log:q} &&"
+        " python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
         " --leave-out {params.leave_out} --qc-pictures {input.pictures:q}"
         " {params.overlays} {params.latent} --max-mb {params.max_mb}"
-        " --config {input.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"
+        " --config {output.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"
