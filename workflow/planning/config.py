@@ -10,6 +10,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from planning.errors import PlanningError
 from planning.models import headline, known_methods, models_of
+from planning.storage import listed, path_of
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -29,9 +30,9 @@ def resolve_config(config: dict) -> dict:
         raise PlanningError(f"config: {_explain(error)}; config/README.md explains every key")
     _fill_sizes(resolved, schema)
     for key in ("volumes", "data_dir", "results_dir"):
-        resolved[key] = str(Path(resolved[key]).expanduser())
+        resolved[key] = str(path_of(resolved[key]).expanduser())
     resolved["existing_models"] = {
-        model: str(Path(folder).expanduser())
+        model: str(path_of(folder).expanduser())
         for model, folder in resolved["existing_models"].items()
     }
     _check_methods(resolved)
@@ -53,13 +54,13 @@ def _check_methods(config: dict) -> None:
                 f"config: existing_models: no method needs '{model}'; "
                 f"needed are {', '.join(models)}"
             )
-        if Path(config["results_dir"]).resolve() in Path(folder).resolve().parents:
+        if path_of(config["results_dir"]).resolve() in path_of(folder).resolve().parents:
             raise PlanningError(
                 f"config: existing_models: {model}: {folder} lies in results_dir, where models are "
                 "trained; leave it out to use it with the rest of that run, or set another "
                 "results_dir"
             )
-        _check_model(model, Path(folder), config)
+        _check_model(model, listed(folder), config)
 
 
 def _choose_heatmaps(config: dict) -> None:

@@ -11,6 +11,7 @@ from jsonschema.exceptions import best_match
 
 from planning.config import load_schema
 from planning.errors import PlanningError
+from planning.storage import listed
 
 PHANTOM_FOLDER = "phantom"  # below data_dir; what is named there is made, not looked for
 
@@ -73,7 +74,7 @@ def read_sample_sheet(path: str, data_dir: str, needs_training: bool = True) -> 
     _check_volumes(path, rows)
     _check_patients(path, rows)
     _check_splits(path, rows, needs_training)
-    _check_files(path, rows, Path(data_dir))
+    _check_files(path, rows, listed(data_dir))
     return SampleSheet(path, rows)
 
 

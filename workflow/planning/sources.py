@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from planning.storage import path_of
+
 BESIDE = (".json", ".yaml", ".yml", ".raw", ".zraw", ".txt")  # sidecars, and pixels kept apart
 HEYEX_IMAGES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 METAIMAGE = (".mhd", ".mha")
@@ -19,7 +21,7 @@ def source_files(path: str) -> list[str]:
     Of a folder these are all its files; of any other file also sidecars and pixel files of the same
     name, of a HEYEX XML file the images in its folder, of MetaImage its `ElementDataFile`.
     """
-    source = Path(path)
+    source = path_of(path)
     if source.is_dir():
         return [str(file) for file in _files(source)]
     stem = re.sub(r"(\.nii\.gz|\.[^.]*)$", "", source.name, flags=re.IGNORECASE)

@@ -16,12 +16,16 @@ from planning.errors import PlanningError
 from planning.models import headline, heeds, model_of, models_of, score_options, train_options
 from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
 from planning.sources import source_files
+from planning.storage import connect, is_remote, listed, local_folder
+
+connect(storage, is_planning=lambda: workflow.iocache.active)
 
 try:
     config = resolve_config(config)
     EXISTING_MODELS = config["existing_models"]
     NEEDS_TRAINING = set(models_of(config["methods"])) - set(EXISTING_MODELS)
     SHEET = read_sample_sheet(config["volumes"], config["data_dir"], bool(NEEDS_TRAINING))
+    listed(config["results_dir"])
 except PlanningError as error:
     raise WorkflowError(str(error)) from None
 
@@ -33,6 +37,7 @@ if os.path.isdir(".snakemake") and os.stat(".snakemake").st_uid == os.getuid():
 
 RESULTS = config["results_dir"].rstrip("/")
 DATA = config["data_dir"].rstrip("/")
+LOCAL = local_folder(RESULTS)  # of logs, benchmarks and what a training shows while it runs
 HEADLINE = headline(config["methods"])
 MAPPED_METHODS = config["heatmap"]["methods"]
 SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
@@ -51,15 +56,43 @@ wildcard_constraints:
     method="[a-z0-9_]+",
 
 
+def at(path):
+    """A file or files as Snakemake is to see them: as they are, or as objects of the storage."""
+    if isinstance(path, list):
+        return [at(one) for one in path]
+    return storage.s3(path) if is_remote(path) else path
+
+
+def result(path, **wildcards):
+    """A file of the results, named from results_dir; with values of its wildcards, a list of files."""
+    path = f"{RESULTS}/{path}"
+    return at(expand(path, **wildcards) if wildcards else path)
+
+
+def result_folder(path):
+    """A folder of the results that a job writes; the storage knows no flag `directory`."""
+    return result(path) if is_remote(RESULTS) else directory(result(path))
+
+
+def data(path):
+    """A file or folder of the sample sheet, named from data_dir."""
+    return os.path.join(DATA, path)
+
+
+def local_copy(path):
+    """Where a job finds a file or folder: in its place, or where the storage puts its copy."""
+    return str(at(path))
+
+
 def volume_files(stage):
     """The five files of a volume as written by `stage`, by name."""
-    stem = f"{RESULTS}/volumes/{{volume}}/{stage}"
+    stem = f"volumes/{{volume}}/{stage}"
     return {
-        "image": f"{stem}.nii.gz",
-        "valid": f"{stem}.valid.nii.gz",
-        "annotation": f"{stem}.annotation.nii.gz",
-        "vendor": f"{stem}.vendor.npz",
-        "sidecar": f"{stem}.json",
+        "image": result(f"{stem}.nii.gz"),
+        "valid": result(f"{stem}.valid.nii.gz"),
+        "annotation": result(f"{stem}.annotation.nii.gz"),
+        "vendor": result(f"{stem}.vendor.npz"),
+        "sidecar": result(f"{stem}.json"),
     }
 
 
@@ -78,19 +111,19 @@ def from_sheet(column):
 def load_inputs(wildcards):
     """The files that the stage load reads: those of the volume, and those of its mask."""
     row = row_of(wildcards)
-    source = os.path.join(DATA, row.path)
+    source = data(row.path)
     files = {"images": source_files(source)}
     if row.is_phantom:
         files["images"] = [source, re.sub(r"\.nii\.gz$", ".json", source)]
     if row.annotation:
-        mask = os.path.join(DATA, row.annotation)
+        mask = data(row.annotation)
         files["annotation"] = mask if row.is_phantom else source_files(mask)
-    return files
+    return {name: at(paths) for name, paths in files.items()}
 
 
 def annotation_option(wildcards):
     annotation = row_of(wildcards).annotation
-    return f"--annotation {shlex.quote(os.path.join(DATA, annotation))}" if annotation else ""
+    return f"--annotation {shlex.quote(local_copy(data(annotation)))}" if annotation else ""
 
 
 def spacing_option(wildcards):
@@ -117,12 +150,12 @@ def training_pictures(wildcards):
     """What the report shows of a training, unless the model was trained elsewhere."""
     model = model_of(HEADLINE)
     names = ("history.tsv", "samples.png", "real.png") if model in NEEDS_TRAINING else ()
-    return [f"{model_folder(model)}/{name}" for name in names]
+    return at([f"{model_folder(model)}/{name}" for name in names])
 
 
 def model_file(name):
     """An input function: a file of the model that a method scores with."""
-    return lambda wildcards: f"{model_folder(model_of(wildcards.method))}/{name}"
+    return lambda wildcards: at(f"{model_folder(model_of(wildcards.method))}/{name}")
 
 
 # A part is what one job of the rules patches and score works on: "train", or a chunk of another split
@@ -142,8 +175,8 @@ def volumes_of_part(part):
 
 def part_files(name):
     """An input function: the file `name` of every volume of a part."""
-    return lambda wildcards: expand(
-        f"{RESULTS}/volumes/{{volume}}/{name}",
+    return lambda wildcards: result(
+        f"volumes/{{volume}}/{name}",
         volume=volumes_of_part(wildcards.part),
     )
 
@@ -185,13 +218,13 @@ def scored_parts():
 
 def score_files(method, suffix):
     """One file of a method per chunk of the scored splits."""
-    return [f"{RESULTS}/scores/{method}/{part}{suffix}" for part in scored_parts()]
+    return [result(f"scores/{method}/{part}{suffix}") for part in scored_parts()]
 
 
 def maps_of(method, splits):
     """The heat maps of a method, one file per chunk of `splits`."""
     parts = [part for part in scored_parts() if split_of(part) in splits]
-    return [f"{RESULTS}/heatmaps/{method}/{part}.h5" for part in parts]
+    return [result(f"heatmaps/{method}/{part}.h5") for part in parts]
 
 
 def maps_of_scale(wildcards):
@@ -204,7 +237,7 @@ def maps_of_volume(wildcards):
     """The heat maps that hold a volume, one file per method."""
     split = row_of(wildcards).split
     part = f"{split}-{chunk_of(wildcards.volume, config['map']['chunks'])}"
-    return [f"{RESULTS}/heatmaps/{method}/{part}.h5" for method in MAPPED_METHODS]
+    return [result(f"heatmaps/{method}/{part}.h5") for method in MAPPED_METHODS]
 
 
 def patch_count(split):

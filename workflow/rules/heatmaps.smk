@@ -7,11 +7,11 @@ rule heatmap:
         description=model_file("model.json"),
         weights=model_file("weights.safetensors"),
     output:
-        f"{RESULTS}/heatmaps/{{method}}/{{part}}.h5",
+        result("heatmaps/{method}/{part}.h5"),
     log:
-        f"{RESULTS}/logs/heatmap/{{method}}/{{part}}.log",
+        f"{LOCAL}/logs/heatmap/{{method}}/{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/heatmap/{{method}}/{{part}}.tsv"
+        f"{LOCAL}/benchmarks/heatmap/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
     threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
@@ -41,11 +41,11 @@ rule heat_scale:
     input:
         maps_of_scale,
     output:
-        f"{RESULTS}/heatmaps/{{method}}/scale.json",
+        result("heatmaps/{method}/scale.json"),
     log:
-        f"{RESULTS}/logs/heat_scale/{{method}}.log",
+        f"{LOCAL}/logs/heat_scale/{{method}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/heat_scale/{{method}}.tsv"
+        f"{LOCAL}/benchmarks/heat_scale/{{method}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -62,14 +62,14 @@ rule overlay:
     input:
         **volume_files("volume"),
         maps=maps_of_volume,
-        scales=expand(rules.heat_scale.output, method=MAPPED_METHODS),
+        scales=result("heatmaps/{method}/scale.json", method=MAPPED_METHODS),
         geometry=rules.prepare.output.geometry,
     output:
-        directory(f"{RESULTS}/overlays/{{volume}}"),
+        result_folder("overlays/{volume}"),
     log:
-        f"{RESULTS}/logs/overlay/{{volume}}.log",
+        f"{LOCAL}/logs/overlay/{{volume}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/overlay/{{volume}}.tsv"
+        f"{LOCAL}/benchmarks/overlay/{{volume}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1

@@ -4,17 +4,17 @@
 
 rule train:
     input:
-        f"{RESULTS}/patches/train.h5",
+        result("patches/train.h5"),
     output:
-        description=f"{RESULTS}/model/{{model}}/model.json",
-        weights=f"{RESULTS}/model/{{model}}/weights.safetensors",
-        history=f"{RESULTS}/model/{{model}}/history.tsv",
-        samples=f"{RESULTS}/model/{{model}}/samples.png",
-        real=f"{RESULTS}/model/{{model}}/real.png",
+        description=result("model/{model}/model.json"),
+        weights=result("model/{model}/weights.safetensors"),
+        history=result("model/{model}/history.tsv"),
+        samples=result("model/{model}/samples.png"),
+        real=result("model/{model}/real.png"),
     log:
-        f"{RESULTS}/logs/train/{{model}}.log",
+        f"{LOCAL}/logs/train/{{model}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train/{{model}}.tsv"
+        f"{LOCAL}/benchmarks/train/{{model}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8
@@ -29,7 +29,7 @@ rule train:
         folder=subpath(output.description, parent=True),
         # what is seen while it runs and what a killed training goes on from: no declared output,
         # as those are removed when the job fails
-        meanwhile=lambda wildcards: f"{RESULTS}/training/{wildcards.model}",
+        meanwhile=lambda wildcards: f"{LOCAL}/training/{wildcards.model}",
     shell:
         "python -m anogan train {wildcards.model} --patches {input:q} {params.options}"
         " --threads {threads} --gpus {resources.gpu} --memory-mb {resources.mem_mb}"
@@ -38,16 +38,16 @@ rule train:
 
 rule score:
     input:
-        patches=f"{RESULTS}/patches/{{part}}.h5",
+        patches=result("patches/{part}.h5"),
         description=model_file("model.json"),
         weights=model_file("weights.safetensors"),
     output:
-        scores=f"{RESULTS}/scores/{{method}}/{{part}}.parquet",
-        residuals=f"{RESULTS}/scores/{{method}}/{{part}}.residuals.h5",
+        scores=result("scores/{method}/{part}.parquet"),
+        residuals=result("scores/{method}/{part}.residuals.h5"),
     log:
-        f"{RESULTS}/logs/score/{{method}}/{{part}}.log",
+        f"{LOCAL}/logs/score/{{method}}/{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/score/{{method}}/{{part}}.tsv"
+        f"{LOCAL}/benchmarks/score/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
     threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
@@ -71,18 +71,18 @@ rule score:
 rule latent:
     input:
         patches=[
-            f"{RESULTS}/patches/{part}.h5"
+            result(f"patches/{part}.h5")
             for part in scored_parts()
             if split_of(part) in (["test"] if SHEET.volumes("test") else SHOWN_SPLITS)
         ],
-        description=f"{model_folder('gan')}/model.json",
-        weights=f"{model_folder('gan')}/weights.safetensors",
+        description=at(f"{model_folder('gan')}/model.json"),
+        weights=at(f"{model_folder('gan')}/weights.safetensors"),
     output:
-        f"{RESULTS}/latent/gan.h5",
+        result("latent/gan.h5"),
     log:
-        f"{RESULTS}/logs/latent.log",
+        f"{LOCAL}/logs/latent.log",
     benchmark:
-        f"{RESULTS}/benchmarks/latent.tsv"
+        f"{LOCAL}/benchmarks/latent.tsv"
     conda:
         "../../environment.yml"
     threads: 1

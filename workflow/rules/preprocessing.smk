@@ -6,14 +6,14 @@ if any(row.is_phantom for row in SHEET.rows.values()):
 
     rule phantom:
         output:
-            image=f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.nii.gz",
-            sidecar=f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.json",
-            annotation=f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.annotation.nii.gz",
-            truth=f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.truth.npz",
+            image=at(f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.nii.gz"),
+            sidecar=at(f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.json"),
+            annotation=at(f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.annotation.nii.gz"),
+            truth=at(f"{DATA}/{PHANTOM_FOLDER}/{{volume}}.truth.npz"),
         log:
-            f"{RESULTS}/logs/phantom/{{volume}}.log",
+            f"{LOCAL}/logs/phantom/{{volume}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/phantom/{{volume}}.tsv"
+            f"{LOCAL}/benchmarks/phantom/{{volume}}.tsv"
         conda:
             "../../environment.yml"
         threads: 1
@@ -38,9 +38,9 @@ rule load:
     output:
         **volume_files("volume"),
     log:
-        f"{RESULTS}/logs/load/{{volume}}.log",
+        f"{LOCAL}/logs/load/{{volume}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/load/{{volume}}.tsv"
+        f"{LOCAL}/benchmarks/load/{{volume}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -50,7 +50,7 @@ rule load:
     params:
         code=code_version("preprocessing.load"),
         patient=from_sheet("patient"),
-        source=lambda wildcards: os.path.join(DATA, row_of(wildcards).path),
+        source=lambda wildcards: local_copy(data(row_of(wildcards).path)),
         eye=eye_option,
         spacing=spacing_option,
         annotation=annotation_option,
@@ -70,13 +70,13 @@ rule prepare:
     output:
         **{f"resampled_{name}": path for name, path in volume_files("resampled").items()},
         **volume_files("flat"),
-        geometry=f"{RESULTS}/volumes/{{volume}}/flat.geometry.npz",
-        layers=f"{RESULTS}/volumes/{{volume}}/layers.npz",
-        qc=f"{RESULTS}/volumes/{{volume}}/qc.tsv",
+        geometry=result("volumes/{volume}/flat.geometry.npz"),
+        layers=result("volumes/{volume}/layers.npz"),
+        qc=result("volumes/{volume}/qc.tsv"),
     log:
-        f"{RESULTS}/logs/prepare/{{volume}}.log",
+        f"{LOCAL}/logs/prepare/{{volume}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/prepare/{{volume}}.tsv"
+        f"{LOCAL}/benchmarks/prepare/{{volume}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -102,12 +102,12 @@ rule qc_pictures:
         layers=rules.prepare.output.layers,
         table=rules.prepare.output.qc,
     output:
-        picture=f"{RESULTS}/volumes/{{volume}}/layers.png",
-        enface=f"{RESULTS}/volumes/{{volume}}/enface.png",
+        picture=result("volumes/{volume}/layers.png"),
+        enface=result("volumes/{volume}/enface.png"),
     log:
-        f"{RESULTS}/logs/qc_pictures/{{volume}}.log",
+        f"{LOCAL}/logs/qc_pictures/{{volume}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/qc_pictures/{{volume}}.tsv"
+        f"{LOCAL}/benchmarks/qc_pictures/{{volume}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -126,11 +126,11 @@ rule patches:
     input:
         **flat_files(),
     output:
-        f"{RESULTS}/patches/{{part}}.h5",
+        result("patches/{part}.h5"),
     log:
-        f"{RESULTS}/logs/patches/{{part}}.log",
+        f"{LOCAL}/logs/patches/{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/patches/{{part}}.tsv"
+        f"{LOCAL}/benchmarks/patches/{{part}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1

@@ -5,7 +5,7 @@ FIGURES += ["calibration", "strip", "training"]
 LATENT = []  # what the GAN has made of patches, if there is one
 if "gan" in models_of(config["methods"]):
     FIGURES += ["tsne", "walks"]
-    LATENT = [f"{RESULTS}/latent/gan.h5"]
+    LATENT = [result("latent/gan.h5")]
 
 
 rule evaluate:
@@ -14,21 +14,21 @@ rule evaluate:
         maps=[path for method in MAPPED_METHODS for path in maps_of(method, ["validation", "test"])],
     output:
         metrics=report(
-            f"{RESULTS}/report/metrics.tsv",
+            result("report/metrics.tsv"),
             caption="../report/metrics.rst",
             category="Metrics",
         ),
         differences=report(
-            f"{RESULTS}/report/differences.tsv",
+            result("report/differences.tsv"),
             caption="../report/differences.rst",
             category="Metrics",
         ),
-        details=f"{RESULTS}/report/metrics.json",
-        cases=expand(f"{RESULTS}/report/{{level}}.tsv", level=["bscans", "volumes", "patients"]),
+        details=result("report/metrics.json"),
+        cases=result("report/{level}.tsv", level=["bscans", "volumes", "patients"]),
     log:
-        f"{RESULTS}/logs/evaluate.log",
+        f"{LOCAL}/logs/evaluate.log",
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate.tsv"
+        f"{LOCAL}/benchmarks/evaluate.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -54,47 +54,47 @@ rule report:
         residuals=score_files(HEADLINE, ".residuals.h5"),
         metrics=rules.evaluate.output.metrics,
         evaluation=[value for name, value in rules.evaluate.output.items() if name != "metrics"],
-        overlays=expand(
-            rules.overlay.output,
+        overlays=result(
+            "overlays/{volume}",
             volume=[v for split in SHOWN_SPLITS for v in SHEET.volumes(split) if MAPPED_METHODS],
         ),
         latent=LATENT,
-        description=f"{model_folder(model_of(HEADLINE))}/model.json",
+        description=at(f"{model_folder(model_of(HEADLINE))}/model.json"),
         training=training_pictures,
-        qc=expand(
-            f"{RESULTS}/volumes/{{volume}}/qc.tsv",
+        qc=result(
+            "volumes/{volume}/qc.tsv",
             volume=[volume for split in USED_SPLITS for volume in SHEET.volumes(split)],
         ),
-        pictures=expand(
-            f"{RESULTS}/volumes/{{volume}}/{{picture}}.png",
+        pictures=result(
+            "volumes/{volume}/{picture}.png",
             volume=shown_volumes(),
             picture=["layers", "enface"],
         ),
     output:
         **{
             name: report(
-                f"{RESULTS}/report/figures/{name}.svg",
+                result(f"report/figures/{name}.svg"),
                 caption=f"../report/{name}.rst",
                 category="Figures",
             )
             for name in FIGURES
         },
         page=report(
-            f"{RESULTS}/report/index.html",
+            result("report/index.html"),
             caption="../report/page.rst",
             category="Report",
         ),
         table=report(
-            f"{RESULTS}/report/table.tex",
+            result("report/table.tex"),
             caption="../report/table.rst",
             category="Metrics",
         ),
-        png=expand(f"{RESULTS}/report/figures/{{name}}.png", name=FIGURES),
-        config=f"{RESULTS}/report/config.yaml",
+        png=result("report/figures/{name}.png", name=FIGURES),
+        config=result("report/config.yaml"),
     log:
-        f"{RESULTS}/logs/report.log",
+        f"{LOCAL}/logs/report.log",
     benchmark:
-        f"{RESULTS}/benchmarks/report.tsv"
+        f"{LOCAL}/benchmarks/report.tsv"
     conda:
         "../../environment.yml"
     threads: 1
