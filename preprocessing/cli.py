@@ -11,6 +11,7 @@ import os
 import sys
 
 from preprocessing.errors import InputError
+from preprocessing.untrusted import printable
 
 NOTHING_FOR_OTHERS = 0o007  # a umask
 
@@ -44,7 +45,7 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
     try:
         summary = stage.command(args)
         if summary:  # of several processes of one command, one speaks
-            print(summary)
+            print(printable(summary))
     except Exception as error:
         if args.debug:
             raise
@@ -54,7 +55,7 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(printable(str(error)).split()) or type(error).__name__
     if isinstance(error, InputError | OSError):
         return text
     if isinstance(error, MemoryError):

@@ -97,10 +97,14 @@ def check_self_contained(file: "File") -> None:
         )
 
 
+def printable(text: str) -> str:
+    """Return text without what would steer a terminal, such as control and direction characters."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def quote(text: str) -> str:
     """Return foreign text fit for one line of a terminal: printable and short."""
-    plain = "".join(character if character.isprintable() else " " for character in text)
-    return textwrap.shorten(plain, MAX_QUOTE, placeholder="...")
+    return textwrap.shorten(printable(text), MAX_QUOTE, placeholder="...")
 
 
 @contextmanager
