@@ -1,5 +1,5 @@
 # make run    set everything up and run the pipeline on the built-in phantom eyes, to the report
-# make test   set everything up and run the tests
+# make test   set everything up and run the tests; make test-cluster those on a Slurm that it starts, as root
 # make lint   check the style of the code and of the workflow
 # make clean  remove results and phantom data; make distclean also the environment
 
@@ -7,7 +7,7 @@ CORES ?= 2
 BIN := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: run test lint install clean distclean
+.PHONY: run test test-cluster lint install clean distclean
 
 run: install
 	$(BIN)/snakemake --cores $(CORES)
@@ -16,6 +16,10 @@ run: install
 test: install
 	tests/install-chromium
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+test-cluster: install
+	tests/cluster/start-slurm
+	trap tests/cluster/stop-slurm EXIT INT TERM; $(BIN)/python -m pytest tests/cluster
 
 lint: install
 	$(BIN)/ruff check .

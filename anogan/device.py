@@ -1,6 +1,7 @@
 """What tensors are computed on: threads, device, precision, and how much it can compute."""
 
 import argparse
+import os
 import time
 
 import torch
@@ -25,9 +26,16 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_device(args: argparse.Namespace) -> torch.device:
-    """Set the number of threads and return the device to compute on."""
+    """Set the number of threads and return the device to compute on.
+
+    With ANOGAN_DEVICE=cpu in the environment that is the CPU even where GPUs are asked for, so that
+    what a cluster does with them can be tried without any; the number of processes stays.
+    """
     torch.set_num_threads(args.threads)
-    if args.gpus == 0:
+    wanted = os.environ.get("ANOGAN_DEVICE", "")
+    if wanted not in ("", "cpu"):
+        raise InputError(f"ANOGAN_DEVICE={wanted}: it can only be cpu; unset it to use GPUs")
+    if args.gpus == 0 or wanted == "cpu":
         return torch.device("cpu")
     if torch.cuda.device_count() < args.gpus:
         found = torch.cuda.device_count() or "none"
