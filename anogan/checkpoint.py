@@ -1,5 +1,6 @@
 """What a training needs to go on after it was killed, as one file without executable content."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def save_checkpoint(
     for name, optimiser in optimisers.items():
         for number, state in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}/{number}/{key}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"notes": json.dumps(notes)})
+    save_tensors(path, tensors, {"notes": json.dumps({**notes, "sha256": _digest(tensors)})})
 
 
 def read_notes(path: Path) -> dict | None:
@@ -46,12 +47,23 @@ def load_checkpoint(
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = json.loads(file.metadata()["notes"]).get("sha256")
+        if digest != _digest(tensors):
+            raise ValueError("wrong checksum")
         for name, network in networks.items():
             network.load_state_dict(_below(tensors, f"{name}."))
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(_optimiser_state(optimiser, _below(tensors, f"{name}/")))
-    except (OSError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to train from the start") from error
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _optimiser_state(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict:

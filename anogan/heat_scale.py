@@ -14,6 +14,7 @@ import numpy as np
 from anogan.maps.file import KINDS, open_maps
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
+from preprocessing.own_files import reading
 
 LOW_QUANTILE = 0.95
 REACH = 3.0
@@ -42,6 +43,11 @@ def make_scale(paths: list[str]) -> dict:
             f"{', '.join(paths)}: maps of {', '.join(sorted(methods))}, but a scale is of one "
             "method; give the files of one"
         )
+    if not places:
+        raise InputError(
+            f"{', '.join(paths)}: no map of any volume, as all were skipped; add volumes that can be "
+            "used, or draw no heat maps (heatmap: methods: [])"
+        )
     healthy = [p for p in places if (p[1]["split"], p[1]["eye_label"]) == ("validation", 0)]
     source = "healthy validation volumes" if healthy else "all volumes"
     values = {kind: [] for kind in KINDS}
@@ -62,7 +68,7 @@ def make_scale(paths: list[str]) -> dict:
 
 def read_scale(path: str | Path) -> dict:
     """Read what this stage wrote; InputError when it is missing or something else."""
-    try:
+    with reading(path, "scale of heat maps", "heat_scale"):
         scale = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(scale["method"], str):
             raise ValueError("it does not say of which method")
@@ -72,12 +78,6 @@ def read_scale(path: str | Path) -> dict:
                 if not low < high:
                     raise ValueError(f"{kind} has no range")
         return scale
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run the stage heat_scale first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not what heat_scale writes ({error}); delete it and rerun the stage"
-        ) from error
 
 
 def _covered(flat_map: np.ndarray | None) -> np.ndarray:

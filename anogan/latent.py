@@ -2,7 +2,6 @@
 
 import argparse
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -13,7 +12,7 @@ from anogan.networks import Generator, freeze
 from anogan.score import check_patches, choose_residuals
 from anogan.scoring import patch_keys
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_path
+from preprocessing.hdf5 import CHECKED, new_hdf5
 from preprocessing.patch_file import INDEX_DTYPE, open_patches, read_index
 from preprocessing.seeds import derive_seed
 
@@ -91,10 +90,12 @@ def command(args: argparse.Namespace) -> str:
     if not np.isfinite(features).all():
         raise InputError(f"{args.model}: its D does not answer with numbers; train it again")
     points = arrange(features, args.seed)
-    with atomic_path(args.output) as temporary, h5py.File(temporary, "w") as file:
-        file["tsne"] = points
-        file.create_dataset("index", data=index[: len(points)], dtype=INDEX_DTYPE)
-        file["walks"] = walk(generator, args.seed).numpy().astype(np.float16)
+    walks = walk(generator, args.seed).numpy().astype(np.float16)
+    checked = CHECKED if len(points) else {}  # what is empty has no chunks
+    with new_hdf5(args.output) as file:
+        file.create_dataset("tsne", data=points, **checked)
+        file.create_dataset("index", data=index[: len(points)], dtype=INDEX_DTYPE, **checked)
+        file.create_dataset("walks", data=walks, **CHECKED)
     return f"{args.output}: {len(points)} patches arranged, {WALKS} walks of {STEPS} steps"
 
 

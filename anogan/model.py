@@ -1,5 +1,6 @@
 """A trained model on disk: weights as safetensors, everything else in `model.json`."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from preprocessing.files import atomic_path, write_text
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
+DIGEST = "weights_sha256"
 
 
 @dataclass
@@ -71,8 +73,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) 
 
 
 def save_model(folder: Path, weights: dict[str, Tensor], description: dict) -> None:
-    """Write the weights and `model.json`, which comes last."""
+    """Write the weights and `model.json`, which comes last and says which weights it describes."""
     save_tensors(folder / WEIGHTS, weights, {})
+    description = {**description, DIGEST: file_digest(folder / WEIGHTS)}
     write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 
@@ -85,12 +88,22 @@ def load_model(folder: str | Path, device: torch.device) -> TrainedModel:
         settled = isinstance(name, str) and isinstance(architecture["patch_size"], int)
         if not settled or not isinstance(description.get("data", {}), dict):
             raise ValueError("model.json does not say what was trained")
+        digest = description.get(DIGEST)  # models of earlier versions have none
+        if digest and digest != file_digest(folder / WEIGHTS):
+            raise ValueError(f"{WEIGHTS} is damaged or of another model")
         weights = load_file(folder / WEIGHTS, device=str(device))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: not a complete model ({error}); train it again or copy all of its files"
+            f"{folder}: not a complete model ({error}); copy all of its files again, or delete it "
+            "and make it again with the rule train"
         ) from error
     return TrainedModel(folder, description, weights)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import hashlib
 import heapq
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +19,14 @@ from anogan.scoring import (
     score_batches,
 )
 from preprocessing.files import atomic_path
-from preprocessing.patch_file import INDEX_DTYPE, common_preprocessing, open_patches, read_index
+from preprocessing.hdf5 import CHECKED, new_hdf5
+from preprocessing.patch_file import (
+    INDEX_DTYPE,
+    check_whole,
+    common_preprocessing,
+    open_patches,
+    read_index,
+)
 
 FAILURES = 8  # of each label, whose pictures are kept
 
@@ -102,23 +108,26 @@ def write_residuals(
 
     `random` tells those of the rows `chosen` whatever they scored from those kept as failures.
     """
-    with open_patches(patches) as source, atomic_path(path) as temporary:
+    with open_patches(patches) as source:
         gray = source["patches"][rows].astype(np.float32)
-        with h5py.File(temporary, "w") as file:
-            for name, values in (
-                ("patches", gray),
-                ("generated", generated),
-                ("residual", np.abs(gray - generated)),
-            ):
-                file.create_dataset(name, data=values.astype(np.float16))
-            file.create_dataset("masks", data=source["masks"][rows], compression="gzip")
-            file.create_dataset("index", data=source["index"][rows], dtype=INDEX_DTYPE)
-            file["random"] = np.isin(rows, chosen)
+        masks, index = source["masks"][rows], source["index"][rows]
+    checked = CHECKED if len(rows) else {}  # what is empty has no chunks
+    with new_hdf5(path) as file:
+        for name, values in (
+            ("patches", gray),
+            ("generated", generated),
+            ("residual", np.abs(gray - generated)),
+        ):
+            file.create_dataset(name, data=values.astype(np.float16), **checked)
+        file.create_dataset("masks", data=masks, compression="gzip", **checked)
+        file.create_dataset("index", data=index, dtype=INDEX_DTYPE, **checked)
+        file.create_dataset("random", data=np.isin(rows, chosen), **checked)
 
 
 def check_patches(path: str, model: TrainedModel) -> None:
-    """Raise InputError unless the patches of a file are of the kind that the model has learned."""
+    """Raise InputError unless a file is whole and has patches as those that the model learned."""
     with open_patches(path) as file:
+        check_whole(file)
         check_preprocessing(path, file["patches"].shape[-1], common_preprocessing(file), model)
 
 
@@ -148,7 +157,7 @@ def command(args: argparse.Namespace) -> str:
     table.insert(len(table.columns) - len(method.columns), "method", method.name)
     output = args.output or Path(args.patches).with_suffix(f".{method.name}.parquet")
     with atomic_path(output) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
         if args.residual_output:
             chosen = choose_residuals(table, patch_keys(table), args.residuals)
             write_residuals(args.residual_output, args.patches, rows, rebuilt, chosen)

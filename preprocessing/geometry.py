@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
+from preprocessing.own_files import reading
 from preprocessing.volume import companion
 
 
@@ -74,16 +74,9 @@ def write_geometry(geometry: Geometry, path: str | Path) -> None:
 
 def read_geometry(path: str | Path) -> Geometry:
     """Read what `write_geometry` wrote; InputError when it is missing or damaged."""
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in FIELDS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: not a readable geometry file ({error}); delete it and rerun the stage flatten"
-        ) from error
-    return Geometry(**{**fields, "x_factor": float(fields["x_factor"])})
+    with reading(path, "geometry file", "prepare"), np.load(path, allow_pickle=False) as file:
+        fields = {name: file[name] for name in FIELDS}
+        return Geometry(**{**fields, "x_factor": float(fields["x_factor"])})
 
 
 def geometry_path(flat_path: str | Path) -> str:

@@ -1,14 +1,12 @@
 """The retinal layers of a volume, and their form on disk."""
 
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
+from preprocessing.own_files import reading
 
 
 @dataclass
@@ -32,18 +30,10 @@ def write_layers(layers: Layers, path: str | Path) -> None:
 
 def read_layers(path: str | Path) -> Layers:
     """Read layers written by `write_layers`; raises InputError when they are missing or damaged."""
-    try:
+    with reading(path, "layer file", "prepare"):
         with np.load(path, allow_pickle=False) as archive:
             layers = Layers(*(archive[field.name] for field in fields(Layers)))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: not a readable layer file ({error}); rerun the segmentation that wrote it"
-        ) from error
-    surfaces = asdict(layers).values()
-    if any(s.ndim != 2 or s.shape != layers.bm.shape or s.dtype.kind != "f" for s in surfaces):
-        raise InputError(
-            f"{path}: the layers do not fit each other; rerun the segmentation that wrote it"
-        )
+        surfaces = asdict(layers).values()
+        if any(s.ndim != 2 or s.shape != layers.bm.shape or s.dtype.kind != "f" for s in surfaces):
+            raise ValueError("the layers do not fit each other")
     return layers

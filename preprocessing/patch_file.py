@@ -2,14 +2,16 @@
 
 `patches` (n, size, size) float16 gray values in [-1, 1]; `masks` the same shape, uint8: 1 lesion,
 0 none, 255 not examined (takes no space where nobody looked); `index` a table with a row per patch;
+`crc32` (k,) uint32 checksums of the patches in each chunk;
 `geometry/<volume>` all that maps a pixel back to the volume as loaded and to the vendor's file (see
 `preprocessing.geometry`).
 """
 
 import json
 import mmap
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,9 +20,9 @@ import h5py
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_path
 from preprocessing.geometry import FIELDS, Geometry
-from preprocessing.untrusted import check_self_contained
+from preprocessing.hdf5 import CHECKED, new_hdf5, open_hdf5
+from preprocessing.own_files import reading
 from preprocessing.volume import NOT_EXAMINED
 
 if TYPE_CHECKING:
@@ -51,19 +53,23 @@ class PatchWriter:
 
     def __init__(self, path: str | Path, size: int) -> None:
         self.size = size
-        self._target = atomic_path(path)
         # without a cache, HDF5 passes whole chunks and parts of them straight on to the file
-        self._file = h5py.File(self._target.__enter__(), "w", rdcc_nbytes=0)
-        per_chunk = max(1, CHUNK_BYTES // (2 * size * size))
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(new_hdf5(path, rdcc_nbytes=0))
+        self._stack.push(self._write_checksums)
+        self._per_chunk = max(1, CHUNK_BYTES // (2 * size * size))
+        self._sums = [0]  # of the chunks that are full, and of the one that is not
         shape = {"shape": (0, size, size), "maxshape": (None, size, size)}
-        chunks = (per_chunk, size, size)
+        chunks = (self._per_chunk, size, size)
         self._file.create_dataset(
             "patches", dtype=np.float16, chunks=chunks, fill_time="never", **shape
         )
         self._file.create_dataset(
-            "masks", dtype=np.uint8, chunks=chunks, fillvalue=NOT_EXAMINED, **shape
+            "masks", dtype=np.uint8, chunks=chunks, fillvalue=NOT_EXAMINED, **shape, **CHECKED
         )
-        self._file.create_dataset("index", (0,), INDEX_DTYPE, maxshape=(None,), chunks=(4096,))
+        self._file.create_dataset(
+            "index", (0,), INDEX_DTYPE, maxshape=(None,), chunks=(4096,), **CHECKED
+        )
 
     def __enter__(self) -> "PatchWriter":
         return self
@@ -74,17 +80,30 @@ class PatchWriter:
         Masks None says that nobody examined these patches.
         """
         start = len(self)
+        patches = np.ascontiguousarray(patches, np.float16)
+        self._add_checksums(start, patches)
         for name, rows in (("patches", patches), ("masks", masks), ("index", index)):
             dataset = self._file[name]
             dataset.resize(start + len(patches), axis=0)
             if rows is not None:
                 dataset[start:] = rows
+        self._file.check_room()
+
+    def _add_checksums(self, start: int, patches: np.ndarray) -> None:
+        """Go on with the checksum of each chunk, as HDF5's own would make `MappedPatches` wait."""
+        while len(patches):
+            room = self._per_chunk - start % self._per_chunk
+            self._sums[-1] = zlib.crc32(patches[:room], self._sums[-1])
+            if len(patches) >= room:
+                self._sums.append(0)
+            start, patches = start + room, patches[room:]
 
     def add_geometry(self, volume: str, geometry: Geometry, facts: dict) -> None:
         """Store the geometry of `volume` and `facts` about it (numbers, strings or tuples)."""
         group = self._file.create_group(f"geometry/{volume}")
         for name in FIELDS:
-            group[name] = getattr(geometry, name)
+            values = np.asarray(getattr(geometry, name))
+            group.create_dataset(name, data=values, **(CHECKED if values.ndim else {}))
         group.attrs.update(facts)
 
     def set_attributes(self, **attributes: object) -> None:
@@ -100,29 +119,37 @@ class PatchWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._target.__exit__(kind, error, traceback)
+        self._stack.__exit__(kind, error, traceback)
+
+    def _write_checksums(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._file["crc32"] = np.array(self._sums, np.uint32)
 
 
 @contextmanager
-def open_patches(path: str | Path) -> Iterator[h5py.File]:
-    """Open a patch file for reading; InputError when it is missing, damaged or something else."""
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run the stage patches first") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: not a readable HDF5 file ({error}); rerun the stage patches, or give its file"
-        ) from error
-    with file:
-        check_self_contained(file)
+def open_patches(path: str | Path, rule: str = "patches") -> Iterator[h5py.File]:
+    """Open a patch file for reading; InputError when it is missing, damaged or something else.
+
+    Damage to single values shows only in `check_whole`. `rule` is what has written the file.
+    """
+    with open_hdf5(path, "HDF5 file", rule) as file:
         missing = {"patches", "masks", "index"} - set(file)
         if missing:
             raise InputError(f"{path}: no dataset '{missing.pop()}'; it is not a patch file")
         yield file
+
+
+def check_whole(file: h5py.File) -> None:
+    """Compare all checksums of an open patch file; InputError where one is wrong."""
+    with reading(file.filename, "patch file", "patches"):
+        for name in ("masks", "index"):
+            starts: list[int] = []  # of the chunks that were ever written
+            if file[name].chunks:
+                file[name].id.chunk_iter(lambda chunk, to=starts: to.append(chunk.chunk_offset[0]))
+            for start in starts:
+                file[name][start : start + file[name].chunks[0]]
+        if "crc32" in file and len(file["patches"]):
+            MappedPatches(file).check(file["crc32"][:])
 
 
 class MappedPatches:
@@ -150,6 +177,14 @@ class MappedPatches:
         self._at_byte = np.lib.stride_tricks.sliding_window_view(
             np.frombuffer(self._map, np.uint8), self._bytes
         )
+
+    def check(self, sums: np.ndarray) -> None:
+        """Raise ValueError where a chunk does not have its CRC-32 of `sums` (k,)."""
+        content = memoryview(self._map)
+        for chunk, start in enumerate(self._starts.tolist()):
+            rows = min(self._per_chunk, len(self) - chunk * self._per_chunk)
+            if zlib.crc32(content[start : start + rows * self._bytes]) != sums[chunk]:
+                raise ValueError(f"wrong checksum of the patches from {chunk * self._per_chunk} on")
 
     def __len__(self) -> int:
         return self.shape[0]

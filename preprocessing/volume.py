@@ -11,7 +11,6 @@ B-scan on the screen: from temporal to nasal in a right eye (and in a left eye o
 import dataclasses
 import json
 import re
-import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
+from preprocessing.own_files import reading
 from preprocessing.untrusted import check_size, parsing
 
 if TYPE_CHECKING:
@@ -138,6 +138,12 @@ def companion(path: str | Path, kind: str) -> Path:
     raise InputError(f"{path}: a volume file must end in .nii.gz or .nii")
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """Return the five files of the volume at `path`."""
+    kinds = ("valid", "annotation", "vendor", "json")
+    return [Path(path), *(companion(path, kind) for kind in kinds)]
+
+
 def rows_within(rows: np.ndarray, n_z: int) -> np.ndarray:
     """Return a surface's `rows` with NaN where they lie outside a B-scan of `n_z` pixels.
 
@@ -174,30 +180,30 @@ def read_volume(path: str | Path) -> Volume:
 
     Raises InputError when a file is missing, damaged or does not fit the others.
     """
-    data = read_nifti(path)
-    valid = read_nifti(companion(path, "valid"), scaled=False) > 0
-    percent = read_nifti(companion(path, "annotation"), scaled=False)
+    rule = "load" if Path(path).name.startswith("volume.") else "prepare"
+    files = {kind: companion(path, kind) for kind in ("valid", "annotation", "json", "vendor")}
+    with reading(path, "volume", rule):
+        data = read_nifti(path)
+        valid = read_nifti(files["valid"], scaled=False) > 0
+        percent = read_nifti(files["annotation"], scaled=False)
     annotation = None
     if (percent != NOT_EXAMINED).any():
         annotation = np.where(percent == NOT_EXAMINED, np.nan, percent / np.float32(100))
-    try:
-        facts = json.loads(companion(path, "json").read_text(encoding="utf-8"))
+    vendor = files["vendor"]
+    with reading(vendor, "archive of layers", rule), np.load(vendor, allow_pickle=False) as file:
+        names = [name.decode("ascii") for name in file["names"].tolist()]
+        vendor_layers = dict(zip(names, file["surfaces"], strict=True))
+    with reading(files["json"], "sidecar of a volume", rule):
+        facts = json.loads(files["json"].read_text(encoding="utf-8"))
         facts.pop("has_annotation")
         facts["spacing_mm"] = tuple(facts["spacing_mm"])
         facts["native_shape"] = tuple(facts["native_shape"])
         if facts["bscan_lines_mm"] is not None:
             facts["bscan_lines_mm"] = np.array(facts["bscan_lines_mm"], float)
-        with np.load(companion(path, "vendor"), allow_pickle=False) as file:
-            names = [name.decode("ascii") for name in file["names"].tolist()]
-            vendor_layers = dict(zip(names, file["surfaces"], strict=True))
+    with reading(path, "volume", rule):  # all of it fits together
         return Volume(
             data, valid=valid, annotation=annotation, vendor_layers=vendor_layers, **facts
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: its companion files are missing or do not fit it ({error}); "
-            "delete them and rerun the stage that wrote it"
-        ) from error
 
 
 def write_nifti(

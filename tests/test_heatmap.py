@@ -168,7 +168,7 @@ def test_a_truncated_file_ends_in_one_sentence(folder, tmp_path, share):
     mapped(folder, ["a"], path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    one_sentence = rf"^{path}: .* rerun the stage heatmap$"
+    one_sentence = rf"^{path}: .* make it again with the rule heatmap$"
     with pytest.raises(InputError, match=one_sentence), open_maps(path) as file:
         list(file)
 
@@ -181,14 +181,14 @@ def test_damaged_values_end_in_one_sentence(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"m\.h5: not a whole file of"), open_maps(path) as file:
+    with pytest.raises(InputError, match=r"m\.h5: not a readable file of"), open_maps(path) as file:
         list(file)
 
 
 def test_another_hdf5_file_is_no_file_of_maps(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["patches"] = np.zeros(3)
-    with pytest.raises(InputError, match="not a whole file of maps"), open_maps(tmp_path / "m.h5"):
+    with pytest.raises(InputError, match="not a readable file of maps"), open_maps(tmp_path / "m.h5"):
         pass
 
 

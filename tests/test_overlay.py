@@ -177,9 +177,9 @@ FAULTS = {
     "other volume": "no maps of the volume v; give the file",
     "no scale": "no scale of pca is given; add its scale.json",
     "viewer": "--viewer-method anogan: the maps are of pca",
-    "maps cut off": "pca.h5: .*rerun the stage heatmap",
-    "scale cut off": "pca.json: not what heat_scale writes .* rerun",
-    "no geometry": "flat.geometry.npz: not a readable geometry file",
+    "maps cut off": "pca.h5: .*the rule heatmap",
+    "scale cut off": "pca.json: not a readable scale .*the rule heat_scale",
+    "no geometry": "flat.geometry.npz: no such file; .*the rule prepare",
     "other geometry": r"pca.h5: its maps of v \(3, 110, 70\), .* do not belong together",
 }
 

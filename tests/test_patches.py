@@ -52,9 +52,9 @@ def cut(*arguments) -> int:
     return run_command("preprocessing", {"patches": ""}, ["patches", *map(str, arguments)])
 
 
-def cut_both(flat_files, per_volume, size, out) -> int:
-    """Cut test patches of a diseased and a healthy volume."""
-    inputs = ["--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", "test"]
+def cut_both(flat_files, per_volume, size, out, split="test") -> int:
+    """Cut patches of a diseased and a healthy volume."""
+    inputs = ["--inputs", *flat_files, "--labels", "diseased", "healthy", "--split", split]
     return cut(*inputs, "--per-volume", per_volume, "--size", size, "--output", out)
 
 
@@ -235,7 +235,7 @@ def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
     elif fault == "damaged":
         Path(flat_files[1]).write_bytes(b"x")
     out = tmp_path / "out" / "p.h5"
-    code = cut_both(flat_files, 5, size, out)
+    code = cut_both(flat_files, 5, size, out, split="train" if fault == "nowhere" else "test")
     assert code == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert list(out.parent.glob("*")) == []
@@ -244,7 +244,7 @@ def test_faults_leave_no_file(flat_files, tmp_path, capsys, fault):
 def test_a_damaged_patch_file_is_named(tmp_path):
     (tmp_path / "p.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 100)
     with (
-        pytest.raises(InputError, match=r"p\.h5.*rerun the stage patches"),
+        pytest.raises(InputError, match=r"p\.h5.*make it again with the rule patches"),
         open_patches(tmp_path / "p.h5"),
     ):
         pass

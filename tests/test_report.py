@@ -286,7 +286,7 @@ def test_metrics_of_another_kind_are_named(made, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     for text in ("[]", "{}", "not JSON"):
         (tmp_path / "metrics.json").write_text(text)
-        with pytest.raises(InputError, match=r"metrics\.json: .*run `evaluate` again"):
+        with pytest.raises(InputError, match=r"metrics\.json: .*with the rule evaluate"):
             read_evidence(tmp_path / "metrics.tsv")
 
 

@@ -107,7 +107,7 @@ def test_vendor_layers(tmp_path, trap, write):
     path = tmp_path / "volume.nii.gz"
     write_volume(native_volume("v"), path)
     write(companion(path, "vendor"), trap, ("names", "surfaces"))
-    with pytest.raises(InputError, match=r"volume\.nii\.gz"):
+    with pytest.raises(InputError, match=r"volume\.vendor\.npz"):
         read_volume(path)
 
 

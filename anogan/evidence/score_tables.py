@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import InputError
+from preprocessing.own_files import reading
 
 # the order of tables and legends; the first that ran leads the report
 KNOWN = ("anogan", "gan_r", "p_d", "acae", "ae", "pca")
@@ -88,14 +89,8 @@ def undefined_scores(scores: dict[str, pd.DataFrame]) -> dict[str, int]:
 
 
 def _read_file(path: str | Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run the stage score first") from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable score file ({error}); run `score` again"
-        ) from error
+    with reading(path, "score file", "score"):
+        table = pd.read_parquet(path, page_checksum_verification=True)
     missing = sorted({*PATCH, *DESCRIPTION, "method"} - set(table.columns))
     if missing:
         raise InputError(f"{path}: lacks the columns {', '.join(missing)}; run `score` again")

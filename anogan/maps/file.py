@@ -8,7 +8,7 @@ those of `MapFile`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,9 +16,8 @@ import h5py
 import numpy as np
 
 from preprocessing import __version__
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_path
-from preprocessing.untrusted import check_self_contained
+from preprocessing.hdf5 import CHECKED, NewFile, new_hdf5, open_hdf5
+from preprocessing.own_files import reading
 
 DTYPES = {"residual": np.float16, "score": np.float32, "annotation": np.uint8}
 KINDS = ("residual", "score")  # of heat maps
@@ -48,7 +47,7 @@ FACTS = {field.name: field.type for field in fields(VolumeMaps) if field.name no
 class MapWriter:
     """Adds volumes to an open map file."""
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, file: NewFile) -> None:
         self._file = file
 
     def __contains__(self, volume: str) -> bool:
@@ -63,13 +62,15 @@ class MapWriter:
             if values is not None:
                 options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
                 chunks = (1, *values.shape[1:])  # a B-scan
+                options |= CHECKED
                 group.create_dataset(name, data=values.astype(dtype), chunks=chunks, **options)
+        self._file.check_room()
 
 
 @contextmanager
 def write_maps(path: str | Path, method: str, stride: int, size: int) -> Iterator[MapWriter]:
     """Yield the writer of a new file, which appears under its name only when it is complete."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs.update(method=method, stride=stride, size=size, version=__version__)
         yield MapWriter(file)
 
@@ -113,25 +114,9 @@ def open_maps(path: str | Path) -> Iterator[MapFile]:
 
     Damage that shows only later, when a volume is read, ends in the same InputError.
     """
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run the stage heatmap first") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: not a readable HDF5 file ({error}); delete it and rerun the stage heatmap"
-        ) from error
-    with file:
-        check_self_contained(file)
+    with open_hdf5(path, "HDF5 file", "heatmap") as file:
         yield MapFile(file, path)
 
 
-@contextmanager
-def _whole(path: str | Path) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file, or on one of another kind, into one InputError."""
-    try:
-        yield
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: not a whole file of maps ({error}); delete it and rerun the stage heatmap"
-        ) from error
+def _whole(path: str | Path) -> AbstractContextManager:
+    return reading(path, "file of maps", "heatmap")

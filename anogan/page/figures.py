@@ -18,6 +18,7 @@ from anogan.figures.curves import (
 from anogan.figures.pictures import PanelColumn, panel_figure, tsne_figure, walks_figure
 from anogan.page.inputs import Evidence, read_latent
 from anogan.page.tables import interval_text, method_name
+from preprocessing.own_files import reading
 from preprocessing.patch_file import open_patches, read_index
 
 GAN_METHODS = ("anogan", "gan_r")  # that rebuild a patch as G(z)
@@ -163,7 +164,7 @@ def _failures(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _residual_index(path: str) -> pd.DataFrame:
-    with open_patches(path) as file:
+    with open_patches(path, "score") as file, reading(path, "file of residuals", "score"):
         kept = read_index(file).reset_index(names="row")
         return kept.assign(path=path, random=file["random"][:])
 
@@ -175,11 +176,12 @@ def _spread(ranked: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _panel_column(row: dict, title: str, called_by: dict[str, tuple[str, float]]) -> PanelColumn:
-    with open_patches(row["path"]) as file:
+    path, place = row["path"], row["row"]
+    with open_patches(path, "score") as file, reading(path, "file of residuals", "score"):
         return PanelColumn(
             title=title,
-            patch=file["patches"][row["row"]].astype(np.float32),
-            generated=file["generated"][row["row"]].astype(np.float32),
-            mask=file["masks"][row["row"]],
+            patch=file["patches"][place].astype(np.float32),
+            generated=file["generated"][place].astype(np.float32),
+            mask=file["masks"][place],
             called={text: row[name] >= threshold for text, (name, threshold) in called_by.items()},
         )

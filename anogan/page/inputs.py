@@ -5,16 +5,17 @@ import platform
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from anogan.evidence.measures import DIFFERENCE_COLUMNS, METRIC_COLUMNS
 from preprocessing.errors import InputError
+from preprocessing.hdf5 import open_hdf5
+from preprocessing.own_files import read_whole_lines, reading
 from preprocessing.patch_file import read_index
-from preprocessing.untrusted import check_self_contained
 
 PACKAGES = ("oct-anogan", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "snakemake")
 NUMBERS = ["value", "ci_low", "ci_high"]
@@ -55,25 +56,21 @@ class Evidence:
 
 def read_evidence(path: Path) -> Evidence:
     """Read what lies beside metrics.tsv; InputError when it is missing or something else."""
-    beside = path.with_name("metrics.json")
-    text = read_text(beside)
-    try:
-        details = json.loads(text)
+    beside, of_volumes = path.with_name("metrics.json"), path.with_name("volumes.tsv")
+    with reading(beside, "result of `evaluate`", "evaluate"):
+        details = json.loads(beside.read_text(encoding="utf-8"))
         metrics = pd.DataFrame(details.pop("metrics"), columns=METRIC_COLUMNS)
         differences = pd.DataFrame(details.pop("differences"), columns=DIFFERENCE_COLUMNS)
         for table in (metrics, differences):
             table[NUMBERS] = table[NUMBERS].astype(float)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{beside}: not what `evaluate` writes ({error}); run `evaluate` again"
-        ) from error
-    volumes = pd.read_csv(
-        path.with_name("volumes.tsv"),
-        sep="\t",
-        dtype={"volume": str, "patient": str},
-        na_values="nan",
-        keep_default_na=False,  # a volume may be called NA
-    )
+    with reading(of_volumes, "table of volumes", "evaluate"):
+        volumes = pd.read_csv(
+            StringIO(read_whole_lines(of_volumes)),
+            sep="\t",
+            dtype={"volume": str, "patient": str},
+            na_values="nan",
+            keep_default_na=False,  # a volume may be called NA
+        )
     metrics = metrics.set_index(METRIC_COLUMNS[:4]).sort_index()
     return Evidence(metrics, differences, volumes, details)
 
@@ -81,12 +78,17 @@ def read_evidence(path: Path) -> Evidence:
 def read_history(model: Path) -> pd.DataFrame:
     """Return the history of a model's training; an empty table where it came without one."""
     path = model / "history.tsv"
-    return pd.read_csv(path, sep="\t") if path.exists() else pd.DataFrame()
+    if not path.exists():
+        return pd.DataFrame()
+    with reading(path, "history of a training", "train"):
+        return pd.read_csv(StringIO(read_whole_lines(path)), sep="\t")
 
 
 def model_facts(folder: Path, history: pd.DataFrame) -> dict[str, object]:
     """Return what the page says of the model, by name."""
-    facts = json.loads(read_text(folder / "model.json"))
+    path = folder / "model.json"
+    with reading(path, "description of a model", "train"):
+        facts = json.loads(read_text(path))
     data, steps = facts.get("data", {}), facts.get("training", {}).get("steps")
     if {"step", "epoch"} <= set(history) and len(history):
         last = history.iloc[-1]
@@ -109,17 +111,9 @@ def read_latent(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     That is points (n, 2) of the t-SNE, the labels (n,) of their patches and the walks
     (k, steps, h, w).
     """
-    try:
-        with h5py.File(path) as file:
-            check_self_contained(file)
-            label = read_index(file)["label"].to_numpy()
-            return file["tsne"][:], label, file["walks"][:].astype(np.float32)
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a file of the stage latent ({error}); run `latent` again"
-        ) from error
+    with open_hdf5(path, "HDF5 file", "latent") as file, reading(path, "HDF5 file", "latent"):
+        label = read_index(file)["label"].to_numpy()
+        return file["tsne"][:], label, file["walks"][:].astype(np.float32)
 
 
 def versions() -> dict[str, str]:

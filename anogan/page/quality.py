@@ -1,9 +1,11 @@
 """What quality control found, for the report: what is flagged, what was left out and why."""
 
+from io import StringIO
 from itertools import groupby
 
 import pandas as pd
 
+from preprocessing.own_files import read_whole_lines, reading
 from preprocessing.patches import LEAVE_OUT
 from preprocessing.qc import FLAGS, WHOLE
 
@@ -41,7 +43,14 @@ def flags_by_volume(paths: list[str]) -> dict[str, str]:
 
 
 def _read(path: str) -> pd.DataFrame:
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    with reading(path, "table of the quality of B-scans", "prepare"):
+        text = StringIO(read_whole_lines(path))
+        table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
+        if table["bscan"].tolist() != [WHOLE, *map(str, range(len(table) - 1))]:
+            raise ValueError("B-scans are missing")
+        if not {*table["flag"]} <= {*FLAGS}:
+            raise ValueError("flags are missing")
+        return table
 
 
 def _volume(table: pd.DataFrame, unfit: tuple[str, ...]) -> dict[str, object]:

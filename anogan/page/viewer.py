@@ -4,7 +4,7 @@ import base64
 import json
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from anogan.page.pictures import shrink
 from anogan.page.tables import LABELS, method_name, number
-from preprocessing.errors import InputError
+from preprocessing.own_files import reading
 
 PICTURES = ("gray", "residual", "score")
 DRAWN = ("layers", "outlines", "max_score")  # of a B-scan, beside its pictures
@@ -146,14 +146,5 @@ def _open(folder: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-@contextmanager
-def _whole(folder: Path) -> Iterator[None]:
-    """Turn what a damaged viewer.zip raises into one InputError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}/viewer.zip: no such file; run `overlay` first") from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{folder}/viewer.zip: not what `overlay` writes ({error}); run `overlay` again"
-        ) from error
+def _whole(folder: Path) -> AbstractContextManager:
+    return reading(folder / "viewer.zip", "viewer of a volume", "overlay")
