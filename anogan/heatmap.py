@@ -26,8 +26,10 @@ from preprocessing.patch_grid import grid_corners
 from preprocessing.patches import (
     EYE_LABELS,
     add_volume_arguments,
+    counted,
     cut,
     lesion_mask,
+    usable_inputs,
     usable_volumes,
 )
 from preprocessing.volume import Volume
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Map all volumes into one file, one volume in memory at a time."""
-    n_patches = 0
+    n_patches, inputs = 0, usable_inputs(args)
     with ready_method(args) as method:
         size = method.model.architecture["patch_size"]
         if not 1 <= args.stride <= size:
@@ -99,7 +101,7 @@ def command(args: argparse.Namespace) -> str:
                 f"give 1 to {size}"
             )
         with write_maps(args.output, method.name, args.stride, size) as writer:
-            for path, label, volume, _ in usable_volumes(args):
+            for path, label, volume, _ in usable_volumes(inputs, args.leave_out):
                 if volume.volume in writer:
                     raise InputError(f"{path}: {volume.volume} is there already; give it once")
                 check_preprocessing(path, size, shared_settings(volume.parameters), method.model)
@@ -120,4 +122,4 @@ def command(args: argparse.Namespace) -> str:
                     )
                 )
                 n_patches += len(corners)
-    return f"{args.output}: {n_patches} patches of {len(args.inputs)} volumes by {method.name}"
+    return f"{args.output}: {n_patches} patches of {counted(args, inputs)} by {method.name}"

@@ -3,7 +3,7 @@
 The folder gets, for each method, its maps as NIfTI with the shape and affine of the volume as
 loaded, to be opened over it in ITK-SNAP or Slicer; the maps seen from the front; and every B-scan
 with the residual on top, or the score where the method rebuilds nothing. `viewer.zip` holds what
-the report's viewer shows.
+the report's viewer shows. Of a volume that was skipped it holds the cause alone, as `skipped.txt`.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_folder
 from preprocessing.geometry import Geometry, read_geometry
 from preprocessing.native import belong_together, write_native_map
+from preprocessing.skipped import read_note
 from preprocessing.volume import Volume, read_volume
 
 IDENTITY = ("volume", "patient", "eye", "split", "eye_label")
@@ -82,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Draw one volume with the maps of all methods, one method in memory at a time."""
+    if note := read_note(args.geometry):
+        with atomic_folder(args.output) as folder:
+            (folder / "skipped.txt").write_text(f"{note.cause}\n", encoding="utf-8")
+        return f"{args.output}: {note.volume} was skipped"
     scales = {scale["method"]: scale for scale in map(read_scale, args.scales)}
     volume, geometry = read_volume(args.volume_image), read_geometry(args.geometry)
     gray = gray_levels(volume)

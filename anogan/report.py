@@ -10,6 +10,7 @@ from anogan.page.inputs import model_facts, read_evidence, read_history, read_te
 from anogan.page.latex import latex_table
 from anogan.page.pictures import sheets_by_volume
 from anogan.page.render import Material, make_page
+from anogan.page.skipped import find_skipped
 from anogan.page.viewer import read_packed
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, help="folder of the model of that method")
     parser.add_argument("--qc", nargs="*", default=[], help="qc.tsv of the volumes")
+    parser.add_argument(
+        "--splits", nargs="*", default=[], help="of these volumes, in the order of --qc"
+    )
     parser.add_argument(
         "--leave-out",
         choices=list(LEAVE_OUT),
@@ -53,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> str:
-    """Draw the figures, write them and the table beside the page, then write the page."""
+    """Draw the figures, write them and the table and a list of what was skipped, then the page."""
     output = Path(args.output)
     material = read_material(args)
     patches, methods, evidence = material.patches, material.methods, material.evidence
@@ -66,6 +70,7 @@ def command(args: argparse.Namespace) -> str:
         save_figure(figure, material.figures, name)
     table = latex_table(evidence, list(methods), args.phantom)
     write_text(output.with_name("table.tex"), table)
+    material.skipped.write(output.with_name("skipped.tsv"))
     page = make_page(material, set(drawn), args.max_mb)
     write_text(output, page)
     return f"{output}: {len(drawn)} figures, {len(page.encode()) / 1e6:.1f} MB"
@@ -74,6 +79,7 @@ def command(args: argparse.Namespace) -> str:
 def read_material(args: argparse.Namespace) -> Material:
     """Read what the page is made of; InputError where files do not fit each other."""
     model = Path(args.model)
+    skipped = find_skipped(args.qc, args.splits)
     history = read_history(model)
     patches, methods = patch_table(read_scores(args.scores))
     evidence = read_evidence(Path(args.metrics))
@@ -82,6 +88,7 @@ def read_material(args: argparse.Namespace) -> Material:
         raise InputError(
             f"{args.metrics}: not made from these score files; run `evaluate` on them first"
         )
+    left = {volume.volume for volume in skipped.volumes}
     volume_scores = dict(evidence.volumes[["volume", next(iter(methods))]].itertuples(index=False))
     return Material(
         patches=patches,
@@ -91,10 +98,15 @@ def read_material(args: argparse.Namespace) -> Material:
         history=history,
         model_folder=model,
         figures=Path(args.output).parent / "figures",
-        qc=args.qc,
+        qc=skipped.tables,
+        skipped=skipped,
         leave_out=args.leave_out,
-        sheets=sheets_by_volume(args.qc_pictures),
-        packed=[read_packed(folder, volume_scores) for folder in args.overlays],
+        sheets={v: s for v, s in sheets_by_volume(args.qc_pictures).items() if v not in left},
+        packed=[
+            read_packed(folder, volume_scores)
+            for folder in args.overlays
+            if Path(folder).name not in left
+        ],
         config=read_text(Path(args.config)),
         phantom=args.phantom,
     )

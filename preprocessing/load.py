@@ -7,8 +7,9 @@ import numpy as np
 
 from preprocessing.errors import InputError
 from preprocessing.readers import images, metaimage, nifti, read_vendor_volume
+from preprocessing.skipped import add_skip_option, note_of, write_notes
 from preprocessing.validity import find_valid
-from preprocessing.volume import Volume, write_volume
+from preprocessing.volume import Volume, files_of, write_volume
 
 # What a retinal OCT device can have made, in mm: (axis, smallest, largest).
 PLAUSIBLE_SPACING_MM = (
@@ -18,6 +19,8 @@ PLAUSIBLE_SPACING_MM = (
 )
 MIN_SHAPE = (1, 64, 32)
 MASK_READERS = (nifti, metaimage, images)  # they offer `read_array`
+FLOAT_READERS = (nifti, metaimage)  # of formats that hold any number
+ALREADY = ("", "normalised", "flat")  # what was done to a volume before
 MAX_DEVICE_LENGTH = 64
 MAX_LABELS = 16  # different values in a mask; a gray image has more
 
@@ -33,10 +36,13 @@ def canonical(volume: Volume, mirror_left_eyes: bool) -> Volume:
     """
     volume = _without_excess(volume)
     _check(volume)
-    valid = volume.valid & find_valid(volume.data, volume.intensity)
+    valid = volume.valid
+    if volume.intensity != "normalised":
+        valid = valid & find_valid(volume.data, volume.intensity)
     if not valid.any() or np.ptp(volume.data[valid]) == 0:
         raise InputError("every pixel is empty, NaN or the same gray value; export the scan again")
-    volume = volume.replace(valid=valid, data=np.where(valid, volume.data, np.float32(0)))
+    black = np.float32(-1 if volume.intensity == "normalised" else 0)
+    volume = volume.replace(valid=valid, data=np.where(valid, volume.data, black))
     horizontal = volume.scan_pattern in ("raster", "line")
     return mirror(volume) if mirror_left_eyes and volume.eye == "L" and horizontal else volume
 
@@ -92,6 +98,33 @@ def read_annotation(path: str | Path, volume: Volume) -> np.ndarray:
     return lesion[::-1] if volume.bscans_reversed else lesion
 
 
+def as_normalised(volume: Volume, path: str | Path, already: str) -> Volume:
+    """Return `volume` with the gray values that its file holds, which lie in [-1, 1]; NaN: invalid.
+
+    `already` is what was done to it besides, one of `ALREADY`; it is kept in
+    `parameters["load"]`. Raises InputError for other values and for formats of whole numbers.
+    """
+    reader = next((reader for reader in FLOAT_READERS if reader.matches(Path(path))), None)
+    if reader is None:
+        known = ", ".join(reader.NAME for reader in FLOAT_READERS)
+        raise InputError(f"a volume that is {already} already must be in one of {known}")
+    data = reader.read_array(Path(path))
+    data = data[::-1] if volume.bscans_reversed else data
+    valid = np.isfinite(data)
+    low, high = data.min(where=valid, initial=np.inf), data.max(where=valid, initial=-np.inf)
+    if low < -1 or high > 1:
+        raise InputError(
+            f"gray values from {low:g} to {high:g}, where a volume that is {already} already has "
+            "-1 to 1; scale them so, or empty the column 'already' of the sample sheet"
+        )
+    return volume.replace(
+        data=np.where(valid, data, -1).astype(np.float32),
+        valid=valid,
+        intensity="normalised",
+        parameters={**volume.parameters, "load": {"already": already}},
+    )
+
+
 def _is_mask(values: np.ndarray) -> bool:
     if not (values.min() == 0 and values.max() <= np.iinfo(np.uint16).max):  # also when it is NaN
         return False
@@ -138,6 +171,8 @@ def load(args: argparse.Namespace) -> Volume:
     if args.annotation:
         volume = volume.replace(annotation=read_annotation(args.annotation, volume))
     try:
+        if args.already:
+            volume = as_normalised(volume, args.input, args.already)
         volume = volume.replace(eye=_settle_eye(volume.eye, args.eye))
         volume = volume.replace(volume=args.volume, patient=args.patient)
         return canonical(volume, args.mirror_left_eyes)
@@ -157,6 +192,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("B", "Z", "X"),
         help="between B-scans (unused where there is one), z and x, instead of what the file says",
     )
+    parser.add_argument(
+        "--already",
+        choices=ALREADY,
+        default="",
+        help="what was done to the volume: gray values in [-1, 1], or also Bruch's membrane level",
+    )
     parser.add_argument("--annotation", help="lesion mask: NIfTI, MetaImage or images")
     parser.add_argument(
         "--mirror-left-eyes",
@@ -170,12 +211,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the stage's options."""
     parser.add_argument("--input", required=True, help="file or folder of the vendor")
     add_options(parser)
+    add_skip_option(parser)
     parser.add_argument("--output", required=True, help="canonical volume, .nii.gz")
 
 
 def command(args: argparse.Namespace) -> str:
     """Read, check and write one volume."""
-    volume = load(args)
+    try:
+        volume = load(args)
+    except InputError as error:
+        note = note_of(error, args.volume, args.on_error)
+        write_notes(note, files_of(args.output))
+        return f"{note.volume}: skipped: {note.cause}"
     write_volume(volume, args.output)
     return (
         f"{args.volume}: {volume.source_format}, {' x '.join(map(str, volume.data.shape))} "

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocessing.errors import InputError
+from preprocessing.skipped import read_note
 from preprocessing.untrusted import quote
 
 
@@ -21,6 +22,10 @@ def reading(path: str | Path, kind: str, rule: str) -> Iterator[None]:
     else. An InputError of the block, which names the file already, gets the remedy as well.
     """
     again = f"delete it and run snakemake again, or make it again with the rule {rule}"
+    if note := read_note(path):
+        raise InputError(
+            f"{path}: {note.volume} was skipped, as {note.cause}; mend that and {again}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

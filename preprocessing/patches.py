@@ -13,6 +13,7 @@ from preprocessing.geometry import Geometry, geometry_path, read_geometry
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 from preprocessing.qc import read_table
 from preprocessing.seeds import derive_seed
+from preprocessing.skipped import read_note
 from preprocessing.volume import NOT_EXAMINED, Volume, read_volume
 
 EYE_LABELS = {"healthy": 0, "diseased": 1, "unknown": -1}
@@ -211,11 +212,10 @@ def add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def usable_volumes(args: argparse.Namespace) -> Iterator[tuple[str, str, Volume, int]]:
-    """Yield (path, label, flat volume, number of its B-scans left out), one in memory at a time.
+def usable_inputs(args: argparse.Namespace) -> list[tuple[str, str, str | None]]:
+    """Return (path, label, table of quality or None) of each volume that was not skipped.
 
-    B-scans left out are invalid in the volume. Raises InputError when there is not one label and,
-    where any are given, one table of quality an input, or a file is missing or damaged.
+    Raises InputError when there is not one label and, where any are given, one table an input.
     """
     for option, values in (("labels", args.labels), ("qc", args.qc)):
         if values and len(values) != len(args.inputs):
@@ -223,11 +223,23 @@ def usable_volumes(args: argparse.Namespace) -> Iterator[tuple[str, str, Volume,
                 f"--{option}: {len(values)} for {len(args.inputs)} inputs; give one each"
             )
     tables = args.qc or [None] * len(args.inputs)
-    for path, label, table in zip(args.inputs, args.labels, tables, strict=True):
+    inputs = zip(args.inputs, args.labels, tables, strict=True)
+    return [(path, label, table) for path, label, table in inputs if not read_note(path)]
+
+
+def usable_volumes(
+    inputs: list[tuple[str, str, str | None]], leave_out: str
+) -> Iterator[tuple[str, str, Volume, int]]:
+    """Yield (path, label, flat volume, number of its B-scans left out), one in memory at a time.
+
+    `inputs` are those of `usable_inputs`; B-scans that are to be left out, a key of `LEAVE_OUT`,
+    are invalid in the volume. Raises InputError when a file is missing or damaged.
+    """
+    for path, label, table in inputs:
         volume = read_volume(path)
         unfit = np.zeros(len(volume.data), bool)
         if table:
-            unfit = flagged_bscans(table, len(volume.data), LEAVE_OUT[args.leave_out])
+            unfit = flagged_bscans(table, len(volume.data), LEAVE_OUT[leave_out])
         volume.valid[unfit] = False
         yield path, label, volume, int(unfit.sum())
 
@@ -257,10 +269,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Cut the patches of all volumes into one file, one volume in memory at a time."""
-    wanted = shares(args.total, args.per_volume, len(args.inputs))
+    inputs = usable_inputs(args)
+    if args.split == "train" and not inputs:
+        raise InputError(
+            f"{args.output}: every volume to train on was skipped, the first as "
+            f"{read_note(args.inputs[0]).cause}"
+        )
+    wanted = shares(args.total, args.per_volume, len(inputs))
     left_out = 0
     with PatchWriter(args.output, args.size) as writer:
-        for (path, label, volume, unfit), count in zip(usable_volumes(args), wanted, strict=True):
+        volumes = usable_volumes(inputs, args.leave_out)
+        for (path, label, volume, unfit), count in zip(volumes, wanted, strict=True):
             _check(path, volume, args.split)
             left_out += unfit
             geometry = read_geometry(geometry_path(path))
@@ -268,7 +287,7 @@ def command(args: argparse.Namespace) -> str:
             append_patches(writer, volume, corners, args.split, label, args.anomalous_fraction)
             writer.add_geometry(volume.volume, geometry, _facts(volume))
         n = len(writer)
-        if n == 0:
+        if n == 0 and args.split == "train":
             raise InputError(
                 f"{args.output}: no place for a patch in {', '.join(args.inputs)}; "
                 "look at their layers.png and qc.tsv"
@@ -276,7 +295,14 @@ def command(args: argparse.Namespace) -> str:
         writer.set_attributes(size=args.size, seed=args.seed, version=__version__)
     short = f" ({sum(wanted) - n} fewer than asked: no more room)" if n < sum(wanted) else ""
     unused = f", {left_out} B-scans left out" if left_out else ""
-    return f"{n} {args.split} patches of {len(args.inputs)} volumes{short}{unused}"
+    return f"{n} {args.split} patches of {counted(args, inputs)}{short}{unused}"
+
+
+def counted(args: argparse.Namespace, inputs: list) -> str:
+    """Return how many volumes of `args` there are, and how many are not among the `inputs`."""
+    n_skipped = len(args.inputs) - len(inputs)
+    skipped = f" ({n_skipped} more skipped)" if n_skipped else ""
+    return f"{len(inputs)} volumes{skipped}"
 
 
 def _check(path: str, volume: Volume, split: str) -> None:

@@ -17,6 +17,7 @@ over the B-scans, then one for each B-scan: `table[table["bscan"] != "all"]`. It
     vendor_difference_um  mean distance of ILM and BM to the vendor's; empty without such layers
     flag, reason          reasons are separated by "; "
 
+Of a volume that was skipped there is one row, with the flag "skipped" and the cause as its reason.
 A share is one of the columns with layers, but for unknown_fraction; unknown numbers are empty.
 """
 
@@ -29,6 +30,7 @@ import numpy as np
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
 from preprocessing.layers import Layers, read_layers
+from preprocessing.own_files import reading
 from preprocessing.qc_measures import (
     Columns,
     choroid_glow,
@@ -37,6 +39,7 @@ from preprocessing.qc_measures import (
     measure,
     row_means,
 )
+from preprocessing.skipped import Note
 from preprocessing.volume import Volume, read_volume
 
 WHOLE = "all"  # in column bscan: the row of the whole volume
@@ -53,6 +56,7 @@ FIGURES = {  # columns of the table that hold a number, and its format
 }
 COLUMNS = ("volume", "bscan", *FIGURES, "flag", "reason")
 FLAGS = ("pass", "check", "fail")  # from good to bad
+SKIPPED = "skipped"  # in column flag: of a volume that nothing could be made of
 
 # Mean ILM-BM distance of a B-scan: healthy maculae have 250-360 um, end-stage atrophy about 150,
 # gross oedema up to 600; beyond the outer limits something else was taken for the retina.
@@ -168,6 +172,12 @@ def vendor_difference_um(volume: Volume, layers: Layers) -> np.ndarray:
     return row_means(distance / 2) * 1000 * volume.spacing_mm[1]
 
 
+def skipped_row(note: Note) -> dict:
+    """Return the only row of the table of a volume that was skipped."""
+    unknown = dict.fromkeys(FIGURES, np.nan)
+    return {"volume": note.volume, "bscan": WHOLE, **unknown, "flag": SKIPPED, "reason": note.cause}
+
+
 def write_table(rows: list[dict], path: str | Path) -> None:
     """Write the rows of `assess` as TSV; an unknown number is left empty."""
     lines = ["\t".join(COLUMNS)]
@@ -200,6 +210,16 @@ def read_table(path: str | Path) -> tuple[dict, list[dict]]:
             f"{path}: no table of the quality of B-scans ({error}); rerun the stage qc"
         ) from error
     return whole, rows
+
+
+def read_skipped_row(path: str | Path) -> Note | None:
+    """Return the note of a volume whose table says that it was skipped, None of any other."""
+    with (
+        reading(path, "table of the quality of B-scans", "prepare"),
+        open(path, newline="", encoding="utf-8") as file,
+    ):
+        row = next(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), {})
+    return Note(row["volume"], row["reason"]) if row.get("flag") == SKIPPED else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ style, for print in black and white.
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from preprocessing.files import atomic_path
 from preprocessing.layers import Layers
 from preprocessing.qc import read_segmented, read_table
 from preprocessing.qc_measures import Columns, measure
+from preprocessing.skipped import Note, read_note
 from preprocessing.volume import Volume
 
 LAYER_STYLES = {  # colour, columns drawn and left out in turn
@@ -200,6 +202,17 @@ def _add_colours(picture) -> dict[str, int]:
     return {colour: PAPER + 1 + i for i, colour in enumerate(colours)}
 
 
+def draw_note(note: Note, path: str | Path) -> None:
+    """Draw why a volume was skipped, in place of its pictures."""
+    from PIL import Image, ImageDraw
+
+    text = textwrap.fill(f"{note.volume} was skipped: {note.cause}", MOST_LETTERS)
+    picture = Image.new("L", (SHEET_PX // 2, HEAD_PX + 24 * text.count("\n")), PAPER)
+    ImageDraw.Draw(picture).multiline_text((GAP_PX, GAP_PX), text, fill=0, font_size=16)
+    with atomic_path(path) as temporary:
+        picture.save(temporary)
+
+
 def _draw_curve(draw, x: np.ndarray, z: np.ndarray, ink: int, dashes: tuple[int, int]) -> None:
     """Draw z over x in dashes of so many columns on and off, with gaps where z is NaN."""
     on, off = dashes
@@ -290,6 +303,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """Draw one volume."""
+    if note := read_note(args.input):
+        for path in (args.picture, args.enface):
+            draw_note(note, path)
+        return f"{note.volume} was skipped"
     volume, layers = read_segmented(args.input, args.layers)
     whole, rows = read_table(args.qc)
     if len(rows) != len(volume.data):

@@ -17,6 +17,7 @@ from anogan.page.figures import main_parts
 from anogan.page.inputs import Evidence, versions
 from anogan.page.pictures import data_uri
 from anogan.page.quality import flags_by_volume, summarise
+from anogan.page.skipped import Skipped
 from anogan.page.viewer import Packed, ranked, viewer_json
 from anogan.page.words import aggregation, summary
 
@@ -41,6 +42,7 @@ class Material:
     history : of the training, empty where the model came without one.
     figures : the folder of figures that were drawn.
     qc, leave_out : paths of the qc.tsv, and which B-scans gave no patches.
+    skipped : the volumes that are in nothing else here.
     sheets : contact sheets of volumes, as data URIs.
     packed : volumes for the viewer.
     """
@@ -54,6 +56,7 @@ class Material:
     figures: Path
     qc: list[str]
     leave_out: str
+    skipped: Skipped
     sheets: dict[str, list[str]]
     packed: list[Packed]
     config: str
@@ -177,6 +180,7 @@ def _run(material: Material) -> dict[str, object]:
         "model": material.model,
         "versions": versions(),
         "qc": summarise(material.qc, material.leave_out),
+        "skipped": material.skipped,
         "config": material.config,
         "figure": lambda name: data_uri(
             material.figures / f"{name}.{'png' if name in PIXELS else 'svg'}"

@@ -15,6 +15,7 @@ from planning.config import resolve_config
 from planning.errors import PlanningError
 from planning.models import headline, heeds, model_of, models_of, score_options, train_options
 from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
+from planning.skipped import refuse_skipped
 from planning.sources import source_files
 from planning.storage import connect, is_remote, listed, local_folder
 
@@ -26,6 +27,8 @@ try:
     NEEDS_TRAINING = set(models_of(config["methods"])) - set(EXISTING_MODELS)
     SHEET = read_sample_sheet(config["volumes"], config["data_dir"], bool(NEEDS_TRAINING))
     listed(config["results_dir"])
+    if config["on_volume_error"] == "fail":
+        refuse_skipped(config["results_dir"], SHEET.rows)
 except PlanningError as error:
     raise WorkflowError(str(error)) from None
 
@@ -43,6 +46,7 @@ MAPPED_METHODS = config["heatmap"]["methods"]
 SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
 SHOWN_SPLITS = [s for s in ("test", "score") if s in SCORED_SPLITS]
 USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
+USED_VOLUMES = [volume for split in USED_SPLITS for volume in SHEET.volumes(split)]
 
 # Jobs find the Python that runs Snakemake, whether or not its environment is activated.
 if not workflow.deployment_settings.deployment_method:

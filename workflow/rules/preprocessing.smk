@@ -1,5 +1,6 @@
 # From a vendor's file to patches; two jobs per volume, as hundreds of volumes are to be planned in
-# seconds. The stages within `prepare` are commands of their own, to run by hand.
+# seconds. The stages within `prepare` are commands of their own, to run by hand. `on_volume_error` is
+# no param of the two: good volumes are not made again where it changes.
 
 
 if any(row.is_phantom for row in SHEET.rows.values()):
@@ -53,14 +54,15 @@ rule load:
         source=lambda wildcards: local_copy(data(row_of(wildcards).path)),
         eye=eye_option,
         spacing=spacing_option,
+        already=already_option,
         annotation=annotation_option,
         mirror=(
             "--mirror-left-eyes" if config["load"]["mirror_left_eyes"] else "--no-mirror-left-eyes"
         ),
     shell:
         "python -m preprocessing load --input {params.source:q} --volume {wildcards.volume}"
-        " --patient {params.patient} {params.eye} {params.spacing} {params.annotation}"
-        " {params.mirror}"
+        " --patient {params.patient} {params.eye} {params.spacing} {params.already}"
+        " {params.annotation} {params.mirror} --on-error {config[on_volume_error]}"
         " --output {output.image:q} > {log:q} 2>&1"
 
 
@@ -93,7 +95,7 @@ rule prepare:
         "python -m preprocessing prepare --input {input.image:q} --percentiles {params.percentiles}"
         " --x-um {params.x_um} --mode {params.flatten[mode]} --above-um {params.flatten[above_um]}"
         " --below-um {params.flatten[below_um]} --thickness-um {params.flatten[thickness_um]}"
-        " --folder {params.folder:q} > {log:q} 2>&1"
+        " --on-error {config[on_volume_error]} --folder {params.folder:q} > {log:q} 2>&1"
 
 
 rule qc_pictures:

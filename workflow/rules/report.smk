@@ -61,10 +61,7 @@ rule report:
         latent=LATENT,
         description=at(f"{model_folder(model_of(HEADLINE))}/model.json"),
         training=training_pictures,
-        qc=result(
-            "volumes/{volume}/qc.tsv",
-            volume=[volume for split in USED_SPLITS for volume in SHEET.volumes(split)],
-        ),
+        qc=result("volumes/{volume}/qc.tsv", volume=USED_VOLUMES),
         pictures=result(
             "volumes/{volume}/{picture}.png",
             volume=shown_volumes(),
@@ -89,6 +86,7 @@ rule report:
             caption="../report/table.rst",
             category="Metrics",
         ),
+        skipped=result("report/skipped.tsv"),
         png=result("report/figures/{name}.png", name=FIGURES),
         config=result("report/config.yaml"),
     log:
@@ -104,6 +102,7 @@ rule report:
     params:
         code=code_version("anogan.report", "anogan/page/templates"),
         model=subpath(input.description, parent=True),
+        splits=[SHEET[volume].split for volume in USED_VOLUMES],
         leave_out=config["patches"]["leave_out_bscans"],
         overlays=lambda wildcards, input: option("--overlays", input.overlays),
         latent=lambda wildcards, input: option("--latent", input.latent),
@@ -115,6 +114,7 @@ rule report:
         "printf %s {params.config:q} > {output.config:q} 2> {log:q} &&"
         " python -m anogan report --scores {input.scores:q} --residuals {input.residuals:q}"
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
-        " --leave-out {params.leave_out} --qc-pictures {input.pictures:q}"
+        " --splits {params.splits} --leave-out {params.leave_out}"
+        " --qc-pictures {input.pictures:q}"
         " {params.overlays} {params.latent} --max-mb {params.max_mb}"
         " --config {output.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"
