@@ -90,7 +90,7 @@ def pickled_header(path, trap, names=()):
     path.write_bytes(struct.pack("<Q", len(header)) + header)
 
 
-NPZ = [archive_of_objects, array_of_objects, plain_pickle, torch_zip]
+NPZ = [archive_of_objects, array_of_objects, plain_pickle, npy_member, torch_zip]
 WEIGHTS = [torch_zip, torch_legacy, plain_pickle, pickled_header]
 
 
