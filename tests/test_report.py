@@ -25,6 +25,9 @@ from anogan.page.render import Material, make_page
 from anogan.report import add_arguments, read_material
 from preprocessing.cli import run_command
 from preprocessing.errors import InputError
+from preprocessing.qc import skipped_row
+from preprocessing.qc import write_table as write_qc
+from preprocessing.skipped import Note
 
 FIGURES = [
     *("calibration", "distributions", "gallery", "panel", "precision_recall"),
@@ -103,6 +106,24 @@ def test_text_from_the_data_is_escaped(made):
     assert shown.count(HOSTILE) == 7  # warning, entry, list, its title, 2 QC reasons, config
     packed = re.findall(r"data-viewer-volume>(.*?)</script>", page, re.DOTALL)
     assert json.loads(packed[0])["volume"] == HOSTILE
+
+
+def test_volumes_that_were_skipped_are_listed_and_not_looked_for(made, tmp_path):
+    arguments, folder, _ = made
+    write_qc([skipped_row(Note("odd", f"odd.nii.gz: {HOSTILE}"))], tmp_path / "qc.tsv")
+    tables = ["--qc", f"{tmp_path}/qc.tsv", f"{folder}/qc.tsv", "--splits", "test", "test"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    page = ["--overlays", f"{tmp_path}/odd", "--output", f"{folder}/report/index.html"]
+    material = read_material(parser.parse_args([*arguments, *tables, *page]))
+    assert material.qc == [f"{folder}/qc.tsv"]
+    text = make_page(material, DRAWN, 25)
+    assert "1 of 2 volumes could not be used</strong> and was skipped (1 test)" in text
+    assert "odd.nii.gz: &lt;script&gt;" in text
+    assert HOSTILE not in text
+    material.skipped.write(tmp_path / "skipped.tsv")
+    listed = (tmp_path / "skipped.tsv").read_text()
+    assert listed == f"volume\tsplit\tcause\nodd\ttest\todd.nii.gz: {HOSTILE}\n"
 
 
 def test_all_figures_are_written_as_svg_and_png(made):

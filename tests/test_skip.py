@@ -58,6 +58,10 @@ def test_a_damaged_file_becomes_notes_that_nothing_takes_for_a_volume(tmp_path, 
     with pytest.raises(InputError, match=r"v was skipped, as .* rule prepare"):
         read_layers(folder / "layers.npz")
     assert prepare(folder) == 1
+    geometry = ["--geometry", str(folder / "flat.geometry.npz"), "--output", str(tmp_path / "o")]
+    others = ["--maps", "m", "--scales", "s", "--volume-image", "v", "--viewer-method", "pca"]
+    assert run_command("anogan", {"overlay": ""}, ["overlay", *others, *geometry]) == 0
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["skipped.txt"]
     pictures = ["--picture", folder / "layers.png", "--enface", folder / "enface.png"]
     shown = ["--input", folder / "resampled.nii.gz", "--layers", folder / "layers.npz"]
     assert run("qc_pictures", *shown, "--qc", folder / "qc.tsv", *pictures) == 0
@@ -104,7 +108,7 @@ class Mixed(Project):
 a a phantom/a.nii.gz train healthy - -
 noise n noise.nii.gz train healthy - 120,3.9,12
 e e phantom/e.nii.gz test diseased phantom/e.annotation.nii.gz -
-cut c <b>cut.nii.gz test healthy - 120,3.9,12
+cut c <i&cut.nii.gz test healthy - 120,3.9,12
 empty y empty.tif score unknown - 120,3.9,12
 """
 
@@ -114,12 +118,12 @@ empty y empty.tif score unknown - 120,3.9,12
         data.mkdir()
         noise(data / "noise.nii.gz")
         whole = (data / "noise.nii.gz").read_bytes()
-        (data / "<b>cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+        (data / "<i&cut.nii.gz").write_bytes(whole[: len(whole) // 2])
         (data / "empty.tif").touch()
 
     def choose(self, on_error: str) -> None:
         """Write the config."""
-        pca = {"methods": ["pca"], "heatmap": {"methods": ["pca"], "overlap": 0}}
+        pca = {"methods": ["pca"], "heatmap": {"methods": []}}
         self.write([], **pca, report={"layer_pictures_per_split": 1}, on_volume_error=on_error)
         sheet = self.SHEET.replace(" ", "\t").replace("-", "").replace(",", " ")
         (self.folder / "volumes.tsv").write_text(sheet)
@@ -142,7 +146,7 @@ class TestWorkflow:
     def test_fail_names_the_file_and_keeps_the_work_on_others(self, mixed):
         project, failed, loaded, _ = mixed
         assert failed.returncode != 0
-        assert "data/<b>cut.nii.gz: not a readable NIfTI file" in failed.stdout + failed.stderr
+        assert "data/<i&cut.nii.gz: not a readable NIfTI file" in failed.stdout + failed.stderr
         image = project.folder / "results/volumes/a/volume.nii.gz"
         assert image.stat().st_mtime_ns == loaded  # by the run that skips, too
 
@@ -157,8 +161,7 @@ class TestWorkflow:
         assert pd.read_csv(report / "volumes.tsv", sep="\t")["volume"].tolist() == ["e"]
         page = (report / "index.html").read_text()
         assert "3 of 5 volumes could not be used" in page
-        assert "data/&lt;b&gt;cut.nii.gz: not a readable NIfTI file" in page
-        assert page.count(" data-viewer-volume>") == 1
+        assert "data/&lt;i&amp;cut.nii.gz: not a readable NIfTI file" in page
         assert not len(pd.read_parquet(project.folder / "results/scores/pca/score-0.parquet"))
 
     def test_no_later_run_takes_what_was_skipped_for_done(self, mixed):
@@ -172,7 +175,7 @@ class TestWorkflow:
 
     def test_a_file_that_is_mended_reruns_what_depends_on_it(self, mixed):
         project, *_ = mixed
-        cut = project.folder / "data/<b>cut.nii.gz"
+        cut = project.folder / "data/<i&cut.nii.gz"
         damaged, changed = cut.read_bytes(), cut.stat().st_mtime
         try:
             cut.write_bytes((project.folder / "data/phantom/a.nii.gz").read_bytes())
@@ -180,5 +183,5 @@ class TestWorkflow:
         finally:
             cut.write_bytes(damaged)
             os.utime(cut, (changed, changed))
-        once = ("load", "prepare", "patches", "score", "heatmap", "evaluate", "report", "all")
+        once = ("load", "prepare", "patches", "score", "evaluate", "report", "all")
         assert planned == dict.fromkeys(once, 1)
