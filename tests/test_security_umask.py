@@ -52,7 +52,7 @@ def test_a_run_of_the_workflow_is_closed_to_others(tmp_path, umask):
     project = Project(tmp_path)
     project.write([phantom("a", "train"), phantom("t", "test", "diseased")])
     umask(0o000)
-    result = project.snakemake("--", "data/phantom/a.nii.gz", "results/config.yaml")
+    result = project.snakemake("--", "data/phantom/a.nii.gz")
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("results", "data", ".snakemake"):
         assert (tmp_path / name).stat().st_mode & stat.S_IRWXO == 0, name
