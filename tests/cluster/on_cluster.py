@@ -2,13 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from made_project import ROWS, SNAKEMAKE, Project
+
+if not shutil.which("scontrol") or subprocess.run(["scontrol", "ping"]).returncode != 0:
+    pytest.exit("no Slurm answers here; `make test-cluster` starts one", returncode=1)
 
 VOLUMES = [ROWS[0], ROWS[3], ROWS[4]]  # one to train on, a healthy and a diseased one to test
 CONFIG = {"methods": ["anogan"], "precision": "fp32", "report": {"layer_pictures_per_split": 0}}

@@ -4,7 +4,7 @@ import pytest
 from on_cluster import ClusterProject, gpus, press_ctrl_c, wait_until
 
 OFTEN = ["--seconds-between-status-checks", "3"]
-MODEL = "results/model/pca/weights.safetensors"
+MODEL = "results/model/gan/weights.safetensors"
 
 
 class Interrupted:
@@ -28,7 +28,7 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generic")
-    with ClusterProject(folder, methods=["pca"], gpus=1) as project:
+    with ClusterProject(folder, gpus=1) as project:
         yield Interrupted(project)
 
 
