@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from made_project import ROWS, SNAKEMAKE, Project
 
-if not shutil.which("scontrol") or subprocess.run(["scontrol", "ping"]).returncode != 0:
+if (
+    not shutil.which("scontrol")
+    or subprocess.call(["scontrol", "ping"], stdout=subprocess.DEVNULL) != 0
+):
     pytest.exit("no Slurm answers here; `make test-cluster` starts one", returncode=1)
 
 VOLUMES = [ROWS[0], ROWS[3], ROWS[4]]  # one to train on, a healthy and a diseased one to test
