@@ -122,8 +122,8 @@ class _Storage:
             from snakemake_storage_plugin_s3 import StorageObject
         except ImportError:
             raise PlanningError(
-                "config: a folder in S3 needs Snakemake's plugin for it; install it with "
-                "python -m pip install snakemake-storage-plugin-s3"
+                "config: a folder in S3 needs Snakemake's plugin for it: "
+                "pip install snakemake-storage-plugin-s3"
             ) from None
 
         class PlannedObject(StorageObject):
@@ -141,6 +141,11 @@ class _Storage:
 
             def size(self) -> int:
                 return self.entry().size if self.is_listed() else super().size()
+
+            def remove(self) -> None:
+                # the plugin would remove a bucket with its settings when nothing is left in it
+                for item in [*self.get_subkeys()] or [self.s3obj()]:
+                    item.delete()
 
         storage = self
         provider = self.registry.register_storage("s3")
