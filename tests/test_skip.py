@@ -124,7 +124,7 @@ empty y empty.tif score unknown - 120,3.9,12
     def choose(self, on_error: str) -> None:
         """Write the config."""
         pca = {"methods": ["pca"], "heatmap": {"methods": []}}
-        self.write([], **pca, report={"layer_pictures_per_split": 1}, on_volume_error=on_error)
+        self.write([], **pca, report={"layer_pictures_per_split": 0}, on_volume_error=on_error)
         sheet = self.SHEET.replace(" ", "\t").replace("-", "").replace(",", " ")
         (self.folder / "volumes.tsv").write_text(sheet)
 
