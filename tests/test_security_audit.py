@@ -121,6 +121,7 @@ def test_what_is_known_fails_unless_accepted(
     monkeypatch.setattr(
         audit.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0})
     )
+    monkeypatch.setattr(audit, "pinned_by_others", set)
     monkeypatch.setattr(audit, "vulnerabilities", lambda listed: found)
     assert audit.main() == code
     assert said in capsys.readouterr().out
