@@ -18,6 +18,7 @@ COMMANDS = {
     "flatten": "Flatten the retina to Bruch's membrane.",
     "prepare": "Do all from normalise to flatten, and qc, in one go.",
     "patches": "Cut random patches from flattened volumes into one HDF5 file.",
+    "own_patches": "Make a patch file of patches that were cut elsewhere.",
     "native": "Bring a map of the flat retina back to the native B-scans.",
 }
 

@@ -41,6 +41,18 @@ def flat_geometry(
     )
 
 
+def level_geometry(layers: Layers, volume: Volume) -> Geometry:
+    """Return the geometry of a volume that is flat already: every pixel stays where it is."""
+    return Geometry(
+        z_offset=np.zeros_like(layers.bm),
+        z_scale=np.ones_like(layers.bm),
+        x_factor=volume.native_shape[2] / volume.data.shape[2],
+        ilm=layers.ilm,
+        rpe=layers.rpe,
+        bm=layers.bm,
+    )
+
+
 def flatten(volume: Volume, geometry: Geometry, n_rows: int) -> Volume:
     """Return the flat volume (b, n_rows, x).
 
@@ -76,7 +88,12 @@ def flatten(volume: Volume, geometry: Geometry, n_rows: int) -> Volume:
 
 
 def flatten_by(volume: Volume, layers: Layers, args: argparse.Namespace) -> tuple[Volume, Geometry]:
-    """Return the flat volume and its geometry by the options of `add_options`."""
+    """Return the flat volume and its geometry by the options of `add_options`.
+
+    A volume that was flat when it was loaded stays as it is.
+    """
+    if volume.parameters.get("load", {}).get("already") == "flat":
+        return volume, level_geometry(layers, volume)
     geometry = flat_geometry(layers, volume, args.mode, args.above_um, args.thickness_um)
     n_rows = round((args.above_um + args.below_um) / (1000 * volume.spacing_mm[1]))
     used = {name: getattr(args, name) for name in ("mode", "above_um", "below_um", "thickness_um")}

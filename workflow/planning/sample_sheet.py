@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Row:
     eye: str = ""
     annotation: str = ""
     spacing_um: str = ""
+    already: str = ""
 
     @property
     def is_phantom(self) -> bool:
@@ -65,15 +67,20 @@ def chunk_of(volume: str, n_chunks: int) -> int:
     return int.from_bytes(hashlib.sha256(volume.encode()).digest()[:8], "big") % n_chunks
 
 
-def read_sample_sheet(path: str, data_dir: str, needs_training: bool = True) -> SampleSheet:
+def read_sample_sheet(
+    path: str, data_dir: str, needs_training: bool = True, existing: Collection[str] = ()
+) -> SampleSheet:
     """Read and check a sample sheet; PlanningError names the file, row, column and remedy.
 
-    Without `needs_training`, because all models exist, no training volume has to be there.
+    Without `needs_training`, because all models exist, no training volume has to be there. The
+    patches of the splits in `existing` are there already, so no volume may have these.
     """
     rows = _parse(path)
+    if not (rows or existing):
+        raise PlanningError(f"{path}: the sample sheet has no rows; add a row per volume")
     _check_volumes(path, rows)
     _check_patients(path, rows)
-    _check_splits(path, rows, needs_training)
+    _check_splits(path, rows, needs_training, existing)
     _check_files(path, rows, listed(data_dir))
     return SampleSheet(path, rows)
 
@@ -113,8 +120,6 @@ def _parse(path: str) -> list[Row]:
             hint = schema["properties"][column]["description"]
             raise PlanningError(f"{path}, row {line}, column '{column}': {error.message} ({hint})")
         rows.append(Row(line=line, **record))
-    if not rows:
-        raise PlanningError(f"{path}: the sample sheet has no rows; add a row per volume")
     return rows
 
 
@@ -143,14 +148,21 @@ def _check_patients(path: str, rows: list[Row]) -> None:
             )
 
 
-def _check_splits(path: str, rows: list[Row], needs_training: bool) -> None:
+def _check_splits(
+    path: str, rows: list[Row], needs_training: bool, existing: Collection[str]
+) -> None:
     for row in rows:
+        if row.split in existing:
+            raise PlanningError(
+                f"{path}, row {row.line}, column 'split': the patches of {row.split} are those of "
+                "existing_patches in the config; take the row out, or the key"
+            )
         if row.split == "train" and row.label != "healthy":
             raise PlanningError(
                 f"{path}, row {row.line}, column 'label': a training volume must be healthy, not "
                 f"{row.label}; move it to another split"
             )
-    splits = {row.split for row in rows}
+    splits = {row.split for row in rows} | set(existing)
     if needs_training and "train" not in splits:
         raise PlanningError(
             f"{path}: no healthy training volume; the model learns from healthy eyes: give a row "

@@ -13,6 +13,7 @@ sys.path.insert(0, workflow.basedir)
 from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
+from planning.existing import check_patches, existing_patches
 from planning.models import headline, heeds, model_of, models_of, score_options, train_options
 from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
 from planning.skipped import refuse_skipped
@@ -25,7 +26,16 @@ try:
     config = resolve_config(config)
     EXISTING_MODELS = config["existing_models"]
     NEEDS_TRAINING = set(models_of(config["methods"])) - set(EXISTING_MODELS)
-    SHEET = read_sample_sheet(config["volumes"], config["data_dir"], bool(NEEDS_TRAINING))
+    EXISTING_PATCHES = existing_patches(config["existing_patches"])
+    SHEET = read_sample_sheet(
+        config["volumes"], config["data_dir"], bool(NEEDS_TRAINING), EXISTING_PATCHES
+    )
+    check_patches(
+        EXISTING_PATCHES,
+        config["patches"]["size"],
+        {row.patient: row.split for row in SHEET.rows.values()},
+        config["results_dir"],
+    )
     listed(config["results_dir"])
     if config["on_volume_error"] == "fail":
         refuse_skipped(config["results_dir"], SHEET.rows)
@@ -43,7 +53,8 @@ DATA = config["data_dir"].rstrip("/")
 LOCAL = local_folder(RESULTS)  # of logs, benchmarks and what a training shows while it runs
 HEADLINE = headline(config["methods"])
 MAPPED_METHODS = config["heatmap"]["methods"]
-SCORED_SPLITS = [s for s in ("validation", "test", "score") if SHEET.volumes(s)]
+SPLITS = {row.split for row in SHEET.rows.values()} | set(EXISTING_PATCHES)
+SCORED_SPLITS = [s for s in ("validation", "test", "score") if s in SPLITS]
 SHOWN_SPLITS = [s for s in ("test", "score") if s in SCORED_SPLITS]
 USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
 USED_VOLUMES = [volume for split in USED_SPLITS for volume in SHEET.volumes(split)]
@@ -135,6 +146,11 @@ def spacing_option(wildcards):
     return f"--spacing-um {spacing}" if spacing else ""
 
 
+def already_option(wildcards):
+    already = row_of(wildcards).already
+    return f"--already {already}" if already else ""
+
+
 def eye_option(wildcards):
     eye = row_of(wildcards).eye
     return f"--eye {eye}" if eye else ""
@@ -177,6 +193,14 @@ def volumes_of_part(part):
     return SHEET.volumes(split, int(chunk), config["map"]["chunks"])
 
 
+def patch_file(part):
+    """The patches of a part: those named in the config, else the ones that are cut here."""
+    files = EXISTING_PATCHES.get(split_of(part))
+    if files is None:
+        return result(f"patches/{part}.h5")
+    return files[0 if part == "train" else int(part.split("-")[1])]
+
+
 def part_files(name):
     """An input function: the file `name` of every volume of a part."""
     return lambda wildcards: result(
@@ -214,10 +238,14 @@ def quality_option(wildcards, input):
     return option("--qc", input.qc)
 
 
-def scored_parts():
-    """The chunks of the scored splits, leaving out those without a volume."""
-    parts = [f"{split}-{k}" for split in SCORED_SPLITS for k in range(config["map"]["chunks"])]
-    return [part for part in parts if volumes_of_part(part)]
+def scored_parts(splits=SCORED_SPLITS):
+    """The parts of `splits`: patch files named in the config, and chunks that have a volume."""
+    parts = []
+    for split in splits:
+        given = EXISTING_PATCHES.get(split)
+        chunks = [f"{split}-{k}" for k in range(len(given or range(config["map"]["chunks"])))]
+        parts += [part for part in chunks if given or volumes_of_part(part)]
+    return parts
 
 
 def score_files(method, suffix):
@@ -226,9 +254,9 @@ def score_files(method, suffix):
 
 
 def maps_of(method, splits):
-    """The heat maps of a method, one file per chunk of `splits`."""
-    parts = [part for part in scored_parts() if split_of(part) in splits]
-    return [result(f"heatmaps/{method}/{part}.h5") for part in parts]
+    """The heat maps of a method, one file per chunk of `splits` with volumes to draw on."""
+    drawn = [split for split in splits if SHEET.volumes(split)]
+    return [result(f"heatmaps/{method}/{part}.h5") for part in scored_parts(drawn)]
 
 
 def maps_of_scale(wildcards):

@@ -4,7 +4,7 @@
 
 rule train:
     input:
-        result("patches/train.h5"),
+        patch_file("train"),
     output:
         description=result("model/{model}/model.json"),
         weights=result("model/{model}/weights.safetensors"),
@@ -38,7 +38,7 @@ rule train:
 
 rule score:
     input:
-        patches=result("patches/{part}.h5"),
+        patches=lambda wildcards: patch_file(wildcards.part),
         description=model_file("model.json"),
         weights=model_file("weights.safetensors"),
     output:
@@ -71,9 +71,8 @@ rule score:
 rule latent:
     input:
         patches=[
-            result(f"patches/{part}.h5")
-            for part in scored_parts()
-            if split_of(part) in (["test"] if SHEET.volumes("test") else SHOWN_SPLITS)
+            patch_file(part)
+            for part in scored_parts(["test"] if "test" in SPLITS else SHOWN_SPLITS)
         ],
         description=at(f"{model_folder('gan')}/model.json"),
         weights=at(f"{model_folder('gan')}/weights.safetensors"),
