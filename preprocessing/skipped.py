@@ -52,14 +52,24 @@ def write_notes(note: Note, paths: Iterable[str | Path]) -> None:
 
 
 def read_note(path: str | Path) -> Note | None:
-    """Return the note that stands in for the file at `path`, None where it is what it should be."""
+    """Return the note that stands in for the file at `path`, None where there is no note.
+
+    Raises InputError when the note is damaged.
+    """
     if not Path(path).is_file():
         return None
     with open(path, encoding="utf-8", errors="replace") as file:
         if file.read(len(START)) != START:
             return None
-        note = json.loads(START + file.read(MAX_CHARACTERS))
-    return Note(note["volume"], note["skipped"])
+        text = START + file.read(MAX_CHARACTERS)
+    try:
+        note = json.loads(text)
+        return Note(note["volume"], note["skipped"])
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: a note of a skipped volume that is cut off or damaged; delete it and run "
+            "snakemake again"
+        ) from error
 
 
 def _is_of_the_machine(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_maps import write_model
 from made_project import Project
 from PIL import Image
 
@@ -69,6 +70,14 @@ def test_a_damaged_file_becomes_notes_that_nothing_takes_for_a_volume(tmp_path, 
         assert picture.getextrema()[0] < 50  # something is written on it
 
 
+def test_a_note_that_was_cut_off_is_named(tmp_path):
+    path = tmp_path / "flat.json"
+    write_notes(Note("v", "it is damaged"), [path])
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(InputError, match=r"flat.json: a note .* cut off"):
+        read_note(path)
+
+
 def test_what_is_no_fault_of_the_volume_is_never_skipped(tmp_path, monkeypatch, capsys):
     """A full disk, a disk that fails, a package that is not there, a damaged file of our own."""
     for cause in (OSError(5, "Input/output error"), ImportError("no module named pydicom")):
@@ -99,6 +108,28 @@ def test_a_part_without_volumes_gives_no_patches_but_trains_nothing(tmp_path, ca
     assert "every volume to train on was skipped, the first as it is damaged" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("method", ["anogan", "p_d"])
+def test_a_part_without_volumes_goes_through_all_that_follows(tmp_path, capsys, method):
+    flat, patches = tmp_path / "flat.nii.gz", tmp_path / "patches.h5"
+    write_notes(Note("v", "it is damaged"), files_of(flat))
+    options = ["--inputs", flat, "--labels", "healthy", "--split", "test"]
+    assert run("patches", *options, "--per-volume", 5, "--size", 32, "--output", patches) == 0
+    model = ["--model", write_model(tmp_path / "gan", "gan")]
+    pictures = ["--method", method, "--residual-output", tmp_path / "residuals.h5"]
+    outputs = {name: tmp_path / name for name in ("scores", "maps", "latent", "scale")}
+
+    def anogan(stage: str, output: str, *arguments: object) -> int:
+        given = [stage, *map(str, arguments), "--output", str(outputs[output])]
+        return run_command("anogan", {stage: ""}, given)
+
+    assert anogan("score", "scores", *model, "--patches", patches, *pictures) == 0
+    assert anogan("heatmap", "maps", *model, *options, "--method", method) == 0
+    assert anogan("latent", "latent", *model, "--patches", patches) == 0
+    assert pd.read_parquet(outputs["scores"]).empty
+    assert anogan("heat_scale", "scale", "--maps", outputs["maps"]) == 1
+    assert "no map of any volume, as all were skipped" in capsys.readouterr().err
 
 
 class Mixed(Project):
