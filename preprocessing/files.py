@@ -22,16 +22,17 @@ FULL = {errno.ENOSPC: "its disk is full", errno.EDQUOT: "the quota on its disk i
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that is renamed to it when the block ends well.
+    """Yield a path in a temporary folder beside `path`, moved to it when the block ends well.
 
-    The temporary name keeps the suffixes, because libraries choose the format by them. When the
-    block raises, the temporary file is removed and an older file at `path` stays as it was. What
-    writers of `path` that were killed have left is removed first. Raises InputError where the disk
-    is full or `path` cannot be written.
+    When the block raises, the folder is removed, with what libraries may have put there besides,
+    and an older file at `path` stays as it was. What writers of `path` that were killed have left
+    is removed first. Raises InputError where the disk is full or `path` cannot be written.
     """
-    with _beside(Path(path)) as temporary:
-        yield temporary
-        os.replace(temporary, path)
+    path = Path(path)
+    with _beside(path) as folder:
+        folder.mkdir()
+        yield folder / path.name
+        os.replace(folder / path.name, path)
 
 
 @contextmanager
@@ -89,8 +90,9 @@ def _why_not_written(error: Exception, path: Path, temporary: Path) -> str | Non
             f"{FULL[number]} ({free:.1f} MB free in {path.parent}); make room there, or write to "
             "another disk, and run it again"
         )
-    places = [str(place) for place in (temporary, path, *path.parents)]
-    if number == errno.EROFS or (number and str(getattr(error, "filename", "")) in places):
+    place = Path(getattr(error, "filename", None) or "/")
+    ours = temporary in (place, *place.parents) or place in (path, path.parent)
+    if number and (number == errno.EROFS or ours):
         return (
             f"cannot be written ({os.strerror(number)}); {path.parent} must be a folder that you "
             "may write to"
@@ -119,7 +121,8 @@ def _remove_abandoned(path: Path) -> None:
         if not found:
             continue
         with suppress(FileNotFoundError):  # another writer may remove it as well
-            here, silent_s = found[1] == _machine(), time.time() - old.stat().st_mtime
+            written = max(part.stat().st_mtime for part in (old, *old.glob("*")))
+            here, silent_s = found[1] == _machine(), time.time() - written
             if (here and not _is_running(int(found[2]))) or silent_s > ABANDONED_S:
                 _remove(old)
 
@@ -138,4 +141,5 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or what it lies on is read-only
+            path.unlink()

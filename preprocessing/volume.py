@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_path, write_text
+from preprocessing.files import atomic_path
 from preprocessing.own_files import reading
 from preprocessing.untrusted import check_size, parsing
 
@@ -168,11 +168,12 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     with ExitStack() as stack:  # it renames the last first
         kinds = ("json", "vendor", "annotation", "valid")
         files = {kind: stack.enter_context(atomic_path(companion(path, kind))) for kind in kinds}
-        write_nifti(stored, stack.enter_context(atomic_path(path)), affine, slope)
-        write_nifti(volume.valid.astype(np.uint8), files["valid"], affine)
-        write_nifti(percent.astype(np.uint8), files["annotation"], affine)
+        _save_nifti(stored, stack.enter_context(atomic_path(path)), affine, slope)
+        _save_nifti(volume.valid.astype(np.uint8), files["valid"], affine)
+        _save_nifti(percent.astype(np.uint8), files["annotation"], affine)
         np.savez_compressed(files["vendor"], **_stacked(volume.vendor_layers))
-        write_text(files["json"], json.dumps(_sidecar(volume), indent=1) + "\n")
+        text = json.dumps(_sidecar(volume), indent=1) + "\n"
+        files["json"].write_text(text, encoding="utf-8")
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -206,17 +207,20 @@ def read_volume(path: str | Path) -> Volume:
         )
 
 
-def write_nifti(
-    array: np.ndarray, path: str | Path, affine: np.ndarray, slope: float = 1.0
-) -> None:
-    """Write `array` (b, z, x) as NIfTI (x, z, b), atomically; a value is stored * `slope`."""
+def write_nifti(array: np.ndarray, path: str | Path, affine: np.ndarray) -> None:
+    """Write `array` (b, z, x) as NIfTI (x, z, b), atomically."""
+    with atomic_path(path) as temporary:
+        _save_nifti(array, temporary, affine)
+
+
+def _save_nifti(array: np.ndarray, path: Path, affine: np.ndarray, slope: float = 1.0) -> None:
+    """Write `array` (b, z, x), whose values are to be read times `slope`, as NIfTI (x, z, b)."""
     import nibabel as nib
 
     image = nib.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0.0)
-    with atomic_path(path) as temporary:
-        image.to_filename(temporary)
+    image.to_filename(path)
 
 
 def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
