@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +61,12 @@ class ClusterProject(Project):
         ended = self.start(profile, *arguments, **environment).wait(timeout=600)
         assert ended == 0, self.said()[-1][-6000:]
 
+    def wait_for(self, what: str, *states: str) -> None:
+        """Return when there is a job of that rule in one of the states."""
+        while not self.jobs(what, *states):
+            assert self.runs[-1].poll() is None, self.said()[-1][-6000:]
+            time.sleep(0.3)
+
     def said(self) -> list[str]:
         """Return what each run has printed."""
         return [(self.folder / f"said-{i}.log").read_text() for i in range(len(self.runs))]
@@ -85,6 +90,13 @@ class ClusterProject(Project):
             and (not states or job["JobState"] in states)
         ]
 
+    def wait_for_end(self) -> None:
+        """Return when no job of this folder is left, as after Ctrl-C."""
+        end = time.monotonic() + 20
+        while self.queue():
+            assert time.monotonic() < end, "jobs are left that nobody waits for"
+            time.sleep(0.3)
+
     def queue(self) -> list[dict[str, str]]:
         """Return the jobs of this folder that have not ended."""
         return self.jobs("", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
@@ -100,14 +112,6 @@ def gpus(job: dict[str, str]) -> int:
     """Return how many GPUs Slurm has given to a job."""
     found = re.fullmatch(r"gpu:(\d+)", job["JOB_GRES"])
     return int(found[1]) if found else 0
-
-
-def wait_until(happened: Callable[[], object], timeout_s: float = 400) -> None:
-    """Return when it has happened."""
-    end = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.3)
 
 
 def press_ctrl_c(snakemake: subprocess.Popen) -> None:

@@ -1,7 +1,7 @@
 """The pipeline through the profile cluster-generic, whose scripts speak to the same Slurm."""
 
 import pytest
-from on_cluster import ClusterProject, gpus, press_ctrl_c, wait_until
+from on_cluster import ClusterProject, gpus, press_ctrl_c
 
 OFTEN = ["--seconds-between-status-checks", "3"]
 MODEL = "results/model/gan/weights.safetensors"
@@ -13,9 +13,9 @@ class Interrupted:
     def __init__(self, project):
         self.project = project
         snakemake = project.start("cluster-generic", *OFTEN, "--", MODEL)
-        wait_until(lambda: project.jobs("load", "RUNNING"))
+        project.wait_for("load", "RUNNING")
         press_ctrl_c(snakemake)
-        wait_until(lambda: not project.queue(), timeout_s=20)
+        project.wait_for_end()
         phantom = project.folder / "data/phantom/a.nii.gz"
         whole = phantom.read_bytes()
         phantom.write_bytes(whole[:1000])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from on_cluster import ClusterProject, gpus, press_ctrl_c, wait_until
+from on_cluster import ClusterProject, gpus, press_ctrl_c
 from safetensors.torch import load_file
 
 HUNGRY = Path(__file__).parent / "hungry"
@@ -83,13 +83,13 @@ class Interrupted:
 
     def until_ctrl_c(self):
         snakemake = self.project.start(*SLURM)
-        wait_until(lambda: self.project.jobs("train gan", "RUNNING"))
+        self.project.wait_for("train gan", "RUNNING")
         press_ctrl_c(snakemake)
-        wait_until(lambda: not self.project.queue(), timeout_s=20)
+        self.project.wait_for_end()
 
     def until_killed(self):
         snakemake = self.project.start(*SLURM)
-        wait_until(lambda: self.project.jobs("score", "RUNNING", "COMPLETED"))
+        self.project.wait_for("score", "RUNNING", "COMPLETED")
         snakemake.send_signal(signal.SIGKILL)
         snakemake.wait()
         self.left_alone = self.project.queue()
