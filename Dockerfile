@@ -1,8 +1,8 @@
 # The pipeline with all that it needs, as a user without rights. docs/containers.md says how to build and run it.
 FROM python:3.11-slim-bookworm
 
-# PyTorch's index of CPU builds; the index of a CUDA version makes an image for GPUs.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# One of PyTorch's own indexes, such as that of its CPU builds; without one comes pip's default build.
+ARG TORCH_INDEX
 
 WORKDIR /opt/oct-anogan
 COPY pyproject.toml constraints.txt environment.yml README.md LICENSE ./
@@ -10,7 +10,7 @@ COPY preprocessing preprocessing
 COPY anogan anogan
 COPY workflow workflow
 COPY config config
-RUN python -m pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt -e . \
+RUN python -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -e . \
     && python -m compileall -q preprocessing anogan workflow \
     && useradd --create-home --uid 1000 oct
 

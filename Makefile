@@ -1,6 +1,6 @@
 # make run    set everything up and run the pipeline on the built-in phantom eyes, to the report
 # make test   set everything up and run the tests; make test-cluster those on a Slurm that it starts, as root
-# make lint   check the style of the code and of the workflow
+# make lint   check the style of the code and of the workflow, and the installed packages
 # make clean  remove results and phantom data; make distclean also the environment
 
 CORES ?= 2
@@ -26,6 +26,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/python tests/audit.py
 
 install: .venv/installed
 

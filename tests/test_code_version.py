@@ -22,6 +22,7 @@ def project(tmp_path, monkeypatch):
     def fingerprints():
         versions.code_version.cache_clear()
         versions._parse.cache_clear()
+        versions.import_closure.cache_clear()
         stages = ("preprocessing.load", "preprocessing.flatten", "anogan.train", "anogan.score")
         return {stage: versions.code_version(stage) for stage in stages}
 

@@ -45,7 +45,8 @@ def code_version(module: str, *files: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def import_closure(module: str) -> set[str]:
+@functools.cache
+def import_closure(module: str) -> frozenset[str]:
     """Return the dotted names of all project modules that `module` imports, itself included."""
     if _source(module) is None:
         raise ValueError(f"there is no module {module} in {ROOT}")
@@ -59,7 +60,7 @@ def import_closure(module: str) -> set[str]:
         parents = name.split(".")
         waiting += [".".join(parents[:i]) for i in range(1, len(parents))]
         waiting += [i for i in _parse(name)[1] if i.split(".")[0] in PACKAGES]
-    return found
+    return frozenset(found)
 
 
 @functools.cache
