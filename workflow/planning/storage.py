@@ -154,6 +154,8 @@ class _Storage:
 
     def list(self, folder: S3Path) -> None:
         """List all that is below a folder; PlanningError when the server refuses."""
+        if len(folder.parts) < 2:
+            raise PlanningError(f"config: {folder} names no bucket; write s3://bucket/prefix")
         provider = self.provider
         from botocore.exceptions import BotoCoreError, ClientError
 
