@@ -140,7 +140,7 @@ a a phantom/a.nii.gz train healthy - -
 noise n noise.nii.gz train healthy - 120,3.9,12
 e e phantom/e.nii.gz test diseased phantom/e.annotation.nii.gz -
 cut c <i&cut.nii.gz test healthy - 120,3.9,12
-empty y empty.tif score unknown - 120,3.9,12
+empty y empty.tif test unknown - 120,3.9,12
 """
 
     def __init__(self, folder: Path) -> None:
@@ -186,14 +186,13 @@ class TestWorkflow:
         assert skipped.returncode == 0, skipped.stderr
         report = project.folder / "results/report"
         table = pd.read_csv(report / "skipped.tsv", sep="\t").set_index("volume")
-        assert table["split"].to_dict() == {"noise": "train", "cut": "test", "empty": "score"}
+        assert table["split"].to_dict() == {"noise": "train", "cut": "test", "empty": "test"}
         assert table.loc["noise", "cause"].startswith("results/volumes/noise/volume.nii.gz: no B-")
         assert table.loc["empty", "cause"].startswith("data/empty.tif: ")
         assert pd.read_csv(report / "volumes.tsv", sep="\t")["volume"].tolist() == ["e"]
         page = (report / "index.html").read_text()
         assert "3 of 5 volumes could not be used" in page
         assert "data/&lt;i&amp;cut.nii.gz: not a readable NIfTI file" in page
-        assert not len(pd.read_parquet(project.folder / "results/scores/pca/score-0.parquet"))
 
     def test_no_later_run_takes_what_was_skipped_for_done(self, mixed):
         project, *_ = mixed
