@@ -45,8 +45,8 @@ def make_scale(paths: list[str]) -> dict:
         )
     if not places:
         raise InputError(
-            f"{', '.join(paths)}: no map of any volume, as all were skipped; add volumes that can be "
-            "used, or draw no heat maps (heatmap: methods: [])"
+            f"{', '.join(paths)}: no map of any volume, as all were skipped; add volumes that can "
+            "be used, or draw no heat maps (heatmap: methods: [])"
         )
     healthy = [p for p in places if (p[1]["split"], p[1]["eye_label"]) == ("validation", 0)]
     source = "healthy validation volumes" if healthy else "all volumes"
