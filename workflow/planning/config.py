@@ -1,6 +1,7 @@
 """The config: checked against its schema, with every default filled in."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from planning.storage import listed, path_of
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
 
+@functools.cache
 def load_schema(name: str) -> dict:
     """Return the schema workflow/schemas/<name>.schema.yaml."""
     return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text(encoding="utf-8"))
