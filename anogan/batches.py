@@ -6,13 +6,13 @@ group at a time, in the same order as one that fits; and a training that is take
 step sees the batches that it would have seen.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anogan.memory import MB, free_memory
 from preprocessing.patch_file import MappedPatches
 from preprocessing.seeds import derive_seed
 
@@ -35,20 +35,13 @@ def epoch_order(n: int, block: int, group: int, seed: int, epoch: int) -> np.nda
     return rows
 
 
-def free_memory(device: torch.device) -> int:
-    """Return how many bytes of memory are free where `device` keeps its tensors."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 class ShuffledPatches:
     """Batches of `patches` (n, size, size), as (batch, 1, size, size) float32 on `device`.
 
     All patches are read into the device's memory, in their own compact type, when they take less
     than half of what is free there and of `memory_mb` (0: no limit), shared among `readers`
-    processes; else, or where `keep` is false, two groups at a time. `flip` mirrors half of the
-    patches along x.
+    processes, and leave `reserved` bytes; else, or where `keep` is false, two groups at a time.
+    `flip` mirrors half of the patches along x.
     """
 
     def __init__(
@@ -61,6 +54,7 @@ class ShuffledPatches:
         memory_mb: int = 0,
         readers: int = 1,
         keep: bool = True,
+        reserved: float = 0,
     ) -> None:
         self.patches, self.batch, self.seed = patches, min(batch, len(patches)), seed
         self.device, self.flip = device, flip
@@ -69,9 +63,9 @@ class ShuffledPatches:
         self._group = self._block * (GROUP_BYTES // BLOCK_BYTES)
         limit = free_memory(device)
         if memory_mb:
-            limit = min(limit, memory_mb * 2**20)
+            limit = min(limit, memory_mb * MB)
         needed = of_one * len(patches) * readers
-        self.resident = keep and needed < SHARE_OF_FREE_MEMORY * limit
+        self.resident = keep and needed < min(SHARE_OF_FREE_MEMORY * limit, limit - reserved)
         self._all = torch.from_numpy(patches[:]).to(device) if self.resident else None
         self._reader = ThreadPoolExecutor(1)
         self._orders: dict[int, np.ndarray] = {}

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from anogan.device import add_device_arguments, choose_dtype, prepare_device
 from anogan.mapping import add_search_arguments
+from anogan.memory import check_fits, free_memory, search_bytes
 from anogan.methods import load_method
-from anogan.model import TrainedModel, load_model
+from anogan.model import Architecture, TrainedModel, load_model
 from anogan.progress import progress
 from anogan.scores import add_score_arguments
 from preprocessing.errors import InputError
@@ -112,6 +113,17 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
+def _check_memory(model: TrainedModel, batch: int, device: torch.device) -> None:
+    """Raise InputError where the search for z cannot fit."""
+    sizes = Architecture.of(model)
+    check_fits(
+        search_bytes(sizes.channels, sizes.latent, batch),
+        f"the search for z of {batch} patches at once",
+        "lower map: batch_size, or give it more memory",
+        free_memory(device),
+    )
+
+
 @contextmanager
 def ready_method(args: argparse.Namespace) -> Iterator[ReadyMethod]:
     """Yield the method that the command line asks for, with its model loaded.
@@ -131,6 +143,8 @@ def ready_method(args: argparse.Namespace) -> Iterator[ReadyMethod]:
             f"{args.model}: holds the model {model.name}, but {name} scores with {method.MODEL}; "
             "give the folder of that model or another --method"
         )
+    if "search" in getattr(method, "HEEDS", ()):
+        _check_memory(model, args.batch_size, device)
     # on a GPU, repeated runs agree to the last bit and fp32 is fp32
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
         scorer = method.scorer(model, args, device, choose_dtype(args.precision, device))

@@ -24,6 +24,7 @@ from anogan.batches import ShuffledPatches
 from anogan.checkpoint import CHECKPOINT, load_checkpoint, read_notes, save_checkpoint
 from anogan.device import WorkCounter, peak_flops
 from anogan.distributed import Workers
+from anogan.memory import check_training
 from anogan.model import Architecture
 from anogan.pictures import PER_SIDE, save_grid
 from anogan.progress import progress
@@ -122,6 +123,7 @@ class Trainee:
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         self.args, self.context = args, context
         self.architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
+        self.needed_bytes = check_training(args, patches, context)
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
 
@@ -188,7 +190,7 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
     """
     args, context = trainee.args, trainee.context
     steps = planned_steps(args, len(patches))
-    batches = _batches(patches, args, context)
+    batches = _batches(trainee, patches)
     log_every = max(1, min(steps // HISTORY_ROWS, LONGEST_ROW))
     sample_every = log_every * max(1, steps // SAMPLE_GRIDS // log_every)
     checkpoint = context.folder / CHECKPOINT
@@ -234,8 +236,9 @@ def planned_steps(args: argparse.Namespace, n: int) -> int:
     return max(1, round(args.epochs * n / min(args.batch_size, n)))
 
 
-def _batches(patches: MappedPatches, args: argparse.Namespace, context: Context) -> ShuffledPatches:
+def _batches(trainee: Trainee, patches: MappedPatches) -> ShuffledPatches:
     """Return the training's batches; InputError when they cannot be shared out."""
+    args, context = trainee.args, trainee.context
     world = context.workers.world
     batches = ShuffledPatches(
         patches,
@@ -245,6 +248,7 @@ def _batches(patches: MappedPatches, args: argparse.Namespace, context: Context)
         args.flip,
         context.memory_mb,
         readers=world,
+        reserved=trainee.needed_bytes,
     )
     if batches.batch % world:
         raise InputError(f"batch_size is {batches.batch}, not a multiple of {world} GPUs")

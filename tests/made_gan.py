@@ -61,6 +61,7 @@ def make_gan(folder: Path, *extra, **where) -> Gan:
     """A GAN as it is before its first step."""
     parser = argparse.ArgumentParser()
     gan_module.add_train_arguments(parser)
+    parser.set_defaults(model="gan")
     args = parser.parse_args([str(part) for part in (*TINY, *extra)])
     context = Context(torch.device("cpu"), torch.float32, seed=1, folder=folder, **where)
     return Gan(stripes(64), args, context)
