@@ -235,7 +235,9 @@ def read_nifti(path: str | Path, scaled: bool = True) -> np.ndarray:
         slope, intercept = header.get_slope_inter()
         with nib.openers.ImageOpener(path) as file:
             stored = header.raw_data_from_fileobj(file)
-            file.read(1)  # at the end of a compressed file, the checksum is compared
+            # at the end of a compressed file, which damage may have moved, the checksum is compared
+            if len(file.read(MAX_NIFTI_OFFSET)) == MAX_NIFTI_OFFSET:
+                raise ValueError("more data than its header declares")
     stored = stored.reshape((*stored.shape, 1, 1)[:3]).T
     if not scaled:
         return stored
