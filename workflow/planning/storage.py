@@ -142,6 +142,9 @@ class _Storage:
             def size(self) -> int:
                 return self.entry().size if self.is_listed() else super().size()
 
+            def bucket_exists(self) -> bool:
+                return True  # it was listed; the plugin would ask for every file, and make one
+
             def remove(self) -> None:
                 # the plugin would remove a bucket with its settings when nothing is left in it
                 for item in [*self.get_subkeys()] or [self.s3obj()]:
