@@ -115,6 +115,9 @@ class _Storage:
         self.registry = registry
         self.is_planning = is_planning
         self.listings: dict[str, dict[str, Entry]] = {}
+        # of what is there: with every job that starts, Snakemake asks for the sizes of the inputs of
+        # all jobs that could
+        self.sizes: dict[str, int] = {}
 
     @functools.cached_property
     def provider(self) -> object:
@@ -127,26 +130,36 @@ class _Storage:
             ) from None
 
         class PlannedObject(StorageObject):
-            def entry(self) -> Entry | None:
-                return storage.entry(f"/{self.bucket}/{self.key}")
+            @property
+            def place(self) -> str:
+                return f"/{self.bucket}/{self.key}"
 
             def is_listed(self) -> bool:
-                return storage.is_planning() and storage.covers(f"/{self.bucket}/{self.key}")
+                return storage.is_planning() and storage.covers(self.place)
 
             def exists(self) -> bool:
-                return self.entry() is not None if self.is_listed() else super().exists()
+                if self.is_listed():
+                    return storage.entry(self.place) is not None
+                return self.place in storage.sizes or super().exists()
 
             def mtime(self) -> float:
-                return self.entry().mtime if self.is_listed() else super().mtime()
+                return storage.entry(self.place).mtime if self.is_listed() else super().mtime()
 
             def size(self) -> int:
-                return self.entry().size if self.is_listed() else super().size()
+                if self.place not in storage.sizes:
+                    storage.sizes[self.place] = super().size()
+                return storage.sizes[self.place]
 
             def bucket_exists(self) -> bool:
                 return True  # it was listed; the plugin would ask for every file, and make one
 
+            def store_object(self) -> None:
+                storage.sizes.pop(self.place, None)
+                super().store_object()
+
             def remove(self) -> None:
                 # the plugin would remove a bucket with its settings when nothing is left in it
+                storage.sizes.pop(self.place, None)
                 for item in [*self.get_subkeys()] or [self.s3obj()]:
                     item.delete()
 
@@ -179,6 +192,7 @@ class _Storage:
                 f"{folder}: {error}; docs/storage.md says how to name the server and the keys"
             ) from None
         self.listings[folder.as_posix()] = entries
+        self.sizes |= {place: entry.size for place, entry in entries.items()}
 
     def covers(self, place: str) -> bool:
         return any(place.startswith(f"{folder}/") for folder in self.listings)
