@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from preprocessing.cli import say
+
 LOG_EVERY_S = 30.0
 
 
@@ -19,5 +21,5 @@ def progress(items: Iterable, total: int, label: str) -> Iterator:
         yield item
         now = time.monotonic()
         if now - last > LOG_EVERY_S or done == total:
-            print(f"{label}: {done}/{total} after {now - start:.0f} s", file=sys.stderr, flush=True)
+            say(f"{label}: {done}/{total} after {now - start:.0f} s", sys.stderr)
             last = now

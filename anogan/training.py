@@ -28,6 +28,7 @@ from anogan.memory import check_training
 from anogan.model import Architecture
 from anogan.pictures import PER_SIDE, save_grid
 from anogan.progress import progress
+from preprocessing.cli import say
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
 from preprocessing.patch_file import MappedPatches
@@ -75,7 +76,7 @@ class Context:
     def say(self, text: str) -> None:
         """Write a line to the log, once for all processes."""
         if self.workers.is_first:
-            print(text, file=sys.stderr, flush=True)
+            say(text, sys.stderr)
 
 
 @dataclass(frozen=True)

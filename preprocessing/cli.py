@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+from typing import TextIO
 
 from preprocessing.errors import InputError
 from preprocessing.untrusted import printable
@@ -45,13 +46,21 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
     try:
         summary = stage.command(args)
         if summary:  # of several processes of one command, one speaks
-            print(printable(summary))
+            say(printable(summary), sys.stdout)
     except Exception as error:
         if args.debug:
             raise
-        print(f"error: {package} {name}: {_one_line(error)}", file=sys.stderr)
+        say(f"error: {package} {name}: {_one_line(error)}", sys.stderr)
         return 1
     return 0
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Write a line to a log; one that cannot be written does not cost the work that it tells of."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # what is left in the stream would fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error: Exception) -> str:

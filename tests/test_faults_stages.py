@@ -79,6 +79,24 @@ def test_a_full_disk_ends_in_one_sentence_and_older_files_stay(stages, tmp_path,
 
 
 @pytest.mark.parametrize("stage", ["patches", "train gan"])
+def test_a_log_that_cannot_be_written_costs_no_work(stages, tmp_path, stage):
+    need_mounts(tmp_path)
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+
+    def fill() -> None:
+        own_mount(disk, "size=4k")
+        log = os.open(disk / "log", os.O_CREAT | os.O_WRONLY)
+        os.write(log, bytes(4096))
+        for stream in (1, 2):
+            os.dup2(log, stream)
+
+    ended = stages.run(stage, out, fill)
+    assert ended.status == 0
+    assert ended.files == stages.whole[stage].files
+
+
+@pytest.mark.parametrize("stage", ["patches", "train gan"])
 def test_a_folder_that_cannot_be_written_is_named(stages, tmp_path, stage):
     need_mounts(tmp_path)
     ended = stages.run(stage, tmp_path, lambda: own_mount(tmp_path, "size=64k,ro"))
