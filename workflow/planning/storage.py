@@ -115,8 +115,7 @@ class _Storage:
         self.registry = registry
         self.is_planning = is_planning
         self.listings: dict[str, dict[str, Entry]] = {}
-        # of what is there: with every job that starts, Snakemake asks for the sizes of the inputs of
-        # all jobs that could
+        # of what is there: Snakemake asks for those of all that waiting jobs read, with every job
         self.sizes: dict[str, int] = {}
 
     @functools.cached_property
