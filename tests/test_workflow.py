@@ -1,8 +1,12 @@
 """The workflow as a user runs it: dry-runs, a whole small run, and what a change reruns."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
+import time
 
 import pandas as pd
 import pytest
@@ -89,6 +93,7 @@ def test_no_phantom_rule_for_real_files(project):
         (ROWS, {"mapp": {}}, "config: unknown key 'mapp'"),
         ([*ROWS, phantom("z", "test", patient="a")], {}, "patient 'a' is in train and in test"),
         ([*ROWS[:1], ["x", "x", "x.nii.gz", "test", "healthy", ""]], {}, "x.nii.gz does not exist"),
+        (ROWS, {"results_dir": "my.yaml/results"}, "my.yaml is a file; move it away"),
     ],
 )
 def test_mistakes_stop_before_any_work(project, rows, config, message):
@@ -264,6 +269,47 @@ class TestWholeRun:
         assert result.returncode != 0
         assert "volume.nii.gz: not a readable NIfTI file" in result.stderr + result.stdout
         finished.snakemake("--cleanup-metadata", "results/volumes/d/layers.npz")
+
+    def test_a_killed_run_is_taken_up_and_a_second_one_is_turned_away(self, finished, tmp_path):
+        """Both test eyes are to be done again; the run is killed when one of them is prepared."""
+        project = Project(tmp_path)
+        shutil.copytree(finished.folder, project.folder, dirs_exist_ok=True)
+        results, score = project.folder / "results", "results/scores/pca/test-0.parquet"
+        done_again = [results / "volumes/d", results / "volumes/e", results / "patches/test-0.h5"]
+        for path in (*done_again, project.folder / score):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        first = subprocess.Popen(
+            [*SNAKEMAKE, score, "--cores", "1", "--configfile", "my.yaml"],
+            cwd=project.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not (prepared := list(results.glob("volumes/[de]/flat.json"))):
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGSTOP)  # so that it is running for long enough
+        second = project.snakemake("--rerun-incomplete", score)
+        assert second.returncode != 0
+        assert "Directory cannot be locked" in second.stderr
+        assert "--unlock" in second.stderr
+        os.killpg(first.pid, signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+
+        assert project.snakemake("--unlock").returncode == 0
+        loaded = prepared[0].with_name("volume.nii.gz")
+        written = loaded.stat().st_mtime_ns
+        planned = project.planned(score)
+        assert planned["score"] == planned["patches"] == 1
+        assert planned.get("load", 0) <= 1
+        assert not {"phantom", "train"} & set(planned)
+        last = project.snakemake("--rerun-incomplete", score)
+        assert last.returncode == 0, last.stderr
+        assert loaded.stat().st_mtime_ns == written
+        assert (project.folder / score).read_bytes() == (finished.folder / score).read_bytes()
+        assert not list(results.rglob(".tmp-*"))
 
 
 @pytest.mark.slow

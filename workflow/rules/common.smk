@@ -19,6 +19,7 @@ from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
 from planning.skipped import refuse_skipped
 from planning.sources import source_files
 from planning.storage import connect, is_remote, listed, local_folder
+from planning.writable import check_writable
 
 connect(storage, is_planning=lambda: workflow.iocache.active)
 
@@ -36,6 +37,7 @@ try:
         {row.patient: row.split for row in SHEET.rows.values()},
         config["results_dir"],
     )
+    check_writable(config["results_dir"])
     listed(config["results_dir"])
     if config["on_volume_error"] == "fail":
         refuse_skipped(config["results_dir"], SHEET.rows)
