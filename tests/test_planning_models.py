@@ -127,3 +127,11 @@ def test_the_leading_method_is_that_of_the_report():
     assert headline(["pca", "knn", "anogan"]) == "anogan"
     assert headline(["pca", "ae"]) == "ae"
     assert headline(["mine", "knn"]) == "knn"
+
+
+def test_only_networks_train_on_gpus():
+    """A job that asks for a GPU waits for one."""
+    asked = {
+        model: models.gpus_to_train({"gpus": 2}, model) for model in models_of(known_methods())
+    }
+    assert asked == {"acae": 2, "ae": 2, "gan": 2, "pca": 0}

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 LEADING = ("anogan", "gan_r", "p_d", "acae", "ae", "pca")  # the first that runs leads the report
 COMPOSITION = ("lambda", "weighting", "feature_layer", "feature_distance")
 ALWAYS = ("batch_size",)
+CONSTANTS = ("MODEL", "HEEDS", "USES_GPU")  # of a method's module
 NO_OPTION = ("chunks", "residuals")  # not of the score itself
 
 
@@ -18,7 +19,7 @@ def _constants(method: str) -> dict[str, object]:
     path = ROOT / "anogan" / "methods" / f"{method}.py"
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("MODEL", "HEEDS"):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in CONSTANTS:
             found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
     return found
 
@@ -37,6 +38,11 @@ def model_of(method: str) -> str:
 def models_of(methods: list[str]) -> list[str]:
     """Return the models that methods need, each once."""
     return list(dict.fromkeys(model_of(method) for method in methods))
+
+
+def gpus_to_train(config: dict, model: str) -> int:
+    """Return how many GPUs the training of a model uses."""
+    return config["gpus"] if _constants(model).get("USES_GPU", True) else 0
 
 
 def heeds(method: str, group: str) -> bool:

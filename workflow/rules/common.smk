@@ -14,7 +14,15 @@ from planning.code_version import code_version
 from planning.config import resolve_config
 from planning.errors import PlanningError
 from planning.existing import check_patches, existing_patches
-from planning.models import headline, heeds, model_of, models_of, score_options, train_options
+from planning.models import (
+    gpus_to_train,
+    headline,
+    heeds,
+    model_of,
+    models_of,
+    score_options,
+    train_options,
+)
 from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
 from planning.skipped import refuse_skipped
 from planning.sources import source_files
@@ -53,6 +61,9 @@ if os.path.isdir(".snakemake") and os.stat(".snakemake").st_uid == os.getuid():
 RESULTS = config["results_dir"].rstrip("/")
 DATA = config["data_dir"].rstrip("/")
 LOCAL = local_folder(RESULTS)  # of logs, benchmarks and what a training shows while it runs
+# What a volume that cannot be used does to its jobs. They get it as a resource: with a param, another
+# choice would make all volumes anew.
+ON_ERROR = config["on_volume_error"]
 HEADLINE = headline(config["methods"])
 MAPPED_METHODS = config["heatmap"]["methods"]
 SPLITS = {row.split for row in SHEET.rows.values()} | set(EXISTING_PATCHES)

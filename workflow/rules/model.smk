@@ -19,7 +19,7 @@ rule train:
         "../../environment.yml"
     threads: 8
     resources:
-        gpu=config["gpus"],
+        gpu=lambda wildcards: gpus_to_train(config, wildcards.model),
         mem_mb=memory(16000),
         runtime=1440,
     params:

@@ -46,6 +46,7 @@ rule load:
         "../../environment.yml"
     threads: 1
     resources:
+        on_error=ON_ERROR,
         mem_mb=memory(2000),
         runtime=10,
     params:
@@ -62,7 +63,7 @@ rule load:
     shell:
         "python -m preprocessing load --input {params.source:q} --volume {wildcards.volume}"
         " --patient {params.patient} {params.eye} {params.spacing} {params.already}"
-        " {params.annotation} {params.mirror} --on-error {config[on_volume_error]}"
+        " {params.annotation} {params.mirror} --on-error {resources.on_error}"
         " --output {output.image:q} > {log:q} 2>&1"
 
 
@@ -83,6 +84,7 @@ rule prepare:
         "../../environment.yml"
     threads: 1
     resources:
+        on_error=ON_ERROR,
         mem_mb=memory(3000),
         runtime=20,
     params:
@@ -95,7 +97,7 @@ rule prepare:
         "python -m preprocessing prepare --input {input.image:q} --percentiles {params.percentiles}"
         " --x-um {params.x_um} --mode {params.flatten[mode]} --above-um {params.flatten[above_um]}"
         " --below-um {params.flatten[below_um]} --thickness-um {params.flatten[thickness_um]}"
-        " --on-error {config[on_volume_error]} --folder {params.folder:q} > {log:q} 2>&1"
+        " --on-error {resources.on_error} --folder {params.folder:q} > {log:q} 2>&1"
 
 
 rule qc_pictures:
