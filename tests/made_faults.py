@@ -1,4 +1,4 @@
-"""Every stage on tiny data, run as a process of its own that a test kills or takes the disk from."""
+"""Every stage on tiny data, as a process of its own that a test kills or takes the disk from."""
 
 import ctypes
 import hashlib
@@ -41,10 +41,10 @@ IMPORTED = (
 )
 NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
 
-# What stands for INPUTS and OUT in the commands; "train" is there twice, as networks have checkpoints.
+# Folders stand for INPUTS and OUT; "train" is there twice, as networks have checkpoints.
 STAGES = {
-    "phantom": "preprocessing phantom --volume a --label diseased --bscans 3 --depth 320 --width 192"
-    " --output OUT/v.nii.gz",
+    "phantom": "preprocessing phantom --volume a --label diseased --bscans 3 --depth 320"
+    " --width 192 --output OUT/v.nii.gz",
     "load": "preprocessing load --input INPUTS/phantom/v.nii.gz --volume a --patient a"
     " --output OUT/volume.nii.gz",
     "normalise": "preprocessing normalise --input INPUTS/load/volume.nii.gz --output OUT/n.nii.gz",
@@ -207,7 +207,7 @@ def killed_at_rename(number: int) -> Callable[[], None]:
 def killed_at_byte(size: int) -> Callable[[], None]:
     """Return what has a process killed by the system as soon as a file outgrows `size` bytes.
 
-    The signal is SIGXFSZ, of which, as of SIGKILL, a process that does not ask for it knows nothing.
+    The signal is SIGXFSZ, of which, as of SIGKILL, a process that does not ask knows nothing.
     """
 
     def prepare() -> None:

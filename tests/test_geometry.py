@@ -139,5 +139,7 @@ def test_damaged_geometry_names_the_stage_to_rerun(volume, layers, tmp_path):
     path = tmp_path / "flat.geometry.npz"
     write_geometry(flat_geometry(layers, volume, "bm", 400, 0), path)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"flat\.geometry\.npz.*make it again with the rule prepare"):
+    with pytest.raises(
+        InputError, match=r"flat\.geometry\.npz.*make it again with the rule prepare"
+    ):
         read_geometry(path)

@@ -188,7 +188,10 @@ def test_damaged_values_end_in_one_sentence(tmp_path):
 def test_another_hdf5_file_is_no_file_of_maps(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["patches"] = np.zeros(3)
-    with pytest.raises(InputError, match="not a readable file of maps"), open_maps(tmp_path / "m.h5"):
+    with (
+        pytest.raises(InputError, match="not a readable file of maps"),
+        open_maps(tmp_path / "m.h5"),
+    ):
         pass
 
 
