@@ -104,6 +104,14 @@ def test_a_bad_sheet_is_named_with_its_place(sheet, rows, columns, message):
         sheet(rows, columns)
 
 
+def test_all_volumes_come_from_the_same_stage(sheet):
+    columns = [*COLUMNS, "already"]
+    flat = sheet([[*row, "flat"] for row in GOOD], columns)
+    assert flat["c"].already == "flat"
+    with pytest.raises(PlanningError, match="rows 2 and 4, column 'already': 'flat' and ''"):
+        sheet([[*GOOD[0], "flat"], [*GOOD[1], "flat"], [*GOOD[2], ""]], columns)
+
+
 def test_a_sheet_without_training_or_without_truth(sheet):
     assert sheet([[*GOOD[2][:4], "score", "unknown", ""]], needs_training=False).volumes("score")
     assert not sheet(changed(2, "split", "score")).volumes("test")

@@ -1,6 +1,6 @@
 """A run can start from what there is: own models, own patches, own normalised or flat volumes."""
 
-import json
+import shutil
 
 import h5py
 import nibabel as nib
@@ -221,7 +221,7 @@ def test_a_wrong_array_is_refused(tmp_path, capsys, array, message):
     ("split", "size", "patients", "message"),
     [
         ("test", 32, {"D": "train"}, "patient 'd' is in train as well"),
-        ("test", 64, {}, "patches of 32 pixels"),
+        ("test", 64, {}, "patches of 32 x 32 pixels"),
         ("score", 32, {}, "patches of the split test"),
     ],
 )
@@ -231,11 +231,71 @@ def test_a_patch_file_must_fit_the_run(tmp_path, rng, split, size, patients, mes
         check_patches({split: [str(path)]}, size, patients, "results")
 
 
-def test_a_file_that_is_no_patch_file_is_named(tmp_path):
-    (tmp_path / "p.h5").write_text(json.dumps({}))
-    for name, message in (("p.h5", "is no patch file"), ("q.h5", "does not exist")):
-        with pytest.raises(PlanningError, match=message):
-            check_patches({"test": [str(tmp_path / name)]}, 32, {}, "results")
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(PlanningError, match=r"q\.h5 does not exist"):
+        check_patches({"test": [str(tmp_path / "q.h5")]}, 32, {}, "results")
+
+
+def patches_elsewhere(file, secret):
+    del file["index"]
+    file["index"] = h5py.ExternalLink(secret, "index")
+
+
+def group_of_patches(file, secret):
+    del file["patches"]
+    file.create_group("patches")
+
+
+def single_number(file, secret):
+    del file["patches"]
+    file["patches"] = 1
+
+
+def numbers_alone(file, secret):
+    n = len(file["patches"])
+    del file["patches"]
+    file["patches"] = np.zeros(n)
+
+
+def numbers_for_text(file, secret):
+    n = len(file["patches"])
+    del file["index"]
+    file["index"] = np.zeros(n, [("split", "i4"), ("patient", "i4")])
+
+
+def more_rows_than_memory_holds(file, secret):
+    file["index"].resize(2**50, axis=0)
+
+
+def more_patches_than_the_file_holds(file, secret):
+    for name in ("patches", "index"):
+        file[name].resize(2**40, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (patches_elsewhere, "'index' takes its values from another file"),
+        (group_of_patches, "not a readable patch file"),
+        (single_number, "not a readable patch file"),
+        (numbers_alone, "patches of no pixels"),
+        (numbers_for_text, "not a readable patch file"),
+        (more_rows_than_memory_holds, "rows for"),
+        (more_patches_than_the_file_holds, "cut off"),
+        (None, "not a readable patch file"),
+    ],
+)
+def test_a_file_that_is_no_patch_file_is_refused(tmp_path, rng, spoil, message):
+    _, path = own_patches(tmp_path, "test", ["d"], rng)
+    if spoil:
+        secret = shutil.copy(path, tmp_path / "secret.h5")
+        with h5py.File(path, "a") as file:
+            spoil(file, secret)
+    else:
+        path.write_text("{}")
+    with pytest.raises(PlanningError, match=message) as caught:
+        check_patches({"test": [str(path)]}, 32, {}, "results")
+    assert str(path) in str(caught.value)
 
 
 def test_patches_of_the_run_itself_are_refused(tmp_path):

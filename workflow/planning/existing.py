@@ -47,20 +47,33 @@ def _patients(path: str, split: str, size: int) -> set[str]:
     """Return the patients of a patch file; PlanningError when it is none of `split` and `size`."""
     import h5py  # takes as long as a tenth of a plan, and few plans need it
 
+    from preprocessing.errors import InputError
+    from preprocessing.untrusted import check_self_contained, parsing
+
     place = f"config: existing_patches: {split}: {path}"
     if not Path(path).is_file():
         raise PlanningError(f"{place} does not exist; name a file of the stage patches")
     try:
-        with h5py.File(path) as file:
-            shape, index = file["patches"].shape, file["index"]
-            splits, patients = ({text.decode() for text in index[c]} for c in ("split", "patient"))
-    except (OSError, KeyError, ValueError) as error:
+        with parsing(path, "patch file"), h5py.File(path) as file:
+            check_self_contained(file)
+            patches, index = file["patches"], file["index"]
+            n, *shape = patches.shape
+            if patches.nbytes > Path(path).stat().st_size:
+                raise ValueError(f"it is cut off: {n} patches are more than it holds")
+            if len(index) != n:
+                raise ValueError(f"{len(index)} rows for {n} patches")
+            splits, patients = (
+                {text.decode() for text in set(index[column].tolist())}
+                for column in ("split", "patient")
+            )
+    except InputError as error:
         raise PlanningError(
-            f"{place} is no patch file ({error}); docs/formats.md says how to make one"
+            f"config: existing_patches: {split}: {error}; docs/starting.md says how to make one"
         ) from None
-    if shape[1:] != (size, size):
+    if shape != [size, size]:
         raise PlanningError(
-            f"{place} holds patches of {shape[1]} pixels, but patches: size is {size}; set it so"
+            f"{place} holds patches of {' x '.join(map(str, shape)) or 'no'} pixels, but patches: "
+            f"size is {size}; set it so"
         )
     if splits != {split}:
         raise PlanningError(

@@ -80,6 +80,7 @@ def read_sample_sheet(
         raise PlanningError(f"{path}: the sample sheet has no rows; add a row per volume")
     _check_volumes(path, rows)
     _check_patients(path, rows)
+    _check_already(path, rows)
     _check_splits(path, rows, needs_training, existing)
     _check_files(path, rows, listed(data_dir))
     return SampleSheet(path, rows)
@@ -145,6 +146,17 @@ def _check_patients(path: str, rows: list[Row]) -> None:
             raise PlanningError(
                 f"{path}, rows {a.line} and {b.line}, column 'split': patient '{a.patient}' is in "
                 f"{a.split} and in {b.split}; all eyes of a patient must be in one split"
+            )
+
+
+def _check_already(path: str, rows: list[Row]) -> None:
+    """Refuse volumes from different stages: no model scores other patches than it learned from."""
+    for row in rows:
+        if row.already != rows[0].already:
+            raise PlanningError(
+                f"{path}, rows {rows[0].line} and {row.line}, column 'already': "
+                f"'{rows[0].already}' and '{row.already}'; one model is for volumes that were "
+                "prepared alike: give all of them the same, or make two runs"
             )
 
 

@@ -8,7 +8,7 @@ import sys
 import yaml
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, workflow.basedir)
+sys.path[:0] = [workflow.basedir, os.path.dirname(workflow.basedir)]  # `planning`, `preprocessing`
 
 from planning.code_version import code_version
 from planning.config import resolve_config
