@@ -97,6 +97,9 @@ def test_sizes_of_networks_that_are_not_trained_do_not_matter(tmp_path):
         ({"architecture": {"patch_size": 32}}, "patches of 32 pixels, but patches: size is 64"),
         ({"data": {"preprocessing": {"flatten": {"above_um": 600}}}}, "flatten: above_um 600"),
         ({"architecture": None}, "model.json cannot be read"),
+        ({"data": {"preprocessing": ["resample"]}}, "model.json cannot be read"),
+        ({"data": {"preprocessing": {"resample": 22}}}, "model.json cannot be read"),
+        ({"data": {"preprocessing": {"seed": {"x_um": 22}}}}, "model.json cannot be read"),
     ],
 )
 def test_an_existing_model_must_be_what_the_config_needs(tmp_path, change, message):

@@ -89,7 +89,12 @@ def _check_model(model: str, folder: Path, config: dict) -> None:
     try:
         found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         name, size = found["model"], found["architecture"]["patch_size"]
-        learned = found.get("data", {}).get("preprocessing", {})
+        learned = [
+            (stage, key, value, config[stage][key])
+            for stage, settings in found.get("data", {}).get("preprocessing", {}).items()
+            for key, value in settings.items()
+            if key in config.get(stage, {})
+        ]
     except FileNotFoundError:
         raise PlanningError(
             f"{place} holds no model.json; name the folder of a trained model, such as "
@@ -104,13 +109,12 @@ def _check_model(model: str, folder: Path, config: dict) -> None:
             f"{place} has learned patches of {size} pixels, but patches: size is "
             f"{config['patches']['size']}"
         )
-    for stage, settings in learned.items():
-        for key in settings.keys() & config.get(stage, {}).keys():
-            if settings[key] != config[stage][key]:
-                raise PlanningError(
-                    f"{place} has learned patches with {stage}: {key} {settings[key]}, but the "
-                    f"config says {config[stage][key]}; set it as for the model"
-                )
+    for stage, key, value, wanted in learned:
+        if value != wanted:
+            raise PlanningError(
+                f"{place} has learned patches with {stage}: {key} {value}, but the config says "
+                f"{wanted}; set it as for the model"
+            )
 
 
 def _fill_sizes(config: dict, schema: dict) -> None:
