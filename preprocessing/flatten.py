@@ -124,7 +124,7 @@ def command(args: argparse.Namespace) -> str:
     if layers.bm.shape != (volume.data.shape[0], volume.data.shape[2]):
         raise InputError(
             f"{args.layers}: layers of shape {layers.bm.shape} do not fit {args.input}; "
-            "rerun the stage segment"
+            "make them again with the rule prepare"
         )
     flat, geometry = flatten_by(volume, layers, args)
     write_geometry(geometry, geometry_path(args.output))

@@ -174,7 +174,7 @@ def flagged_bscans(path: str | Path, n_bscans: int, flags: tuple[str, ...]) -> n
     if len(rows) != n_bscans:
         raise InputError(
             f"{path}: flags of {len(rows)} B-scans where the volume has {n_bscans}; "
-            "rerun the stage qc"
+            "make it again with the rule prepare"
         )
     return np.array([row["flag"] in flags for row in rows])
 

@@ -30,7 +30,7 @@ import numpy as np
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
 from preprocessing.layers import Layers, read_layers
-from preprocessing.own_files import reading
+from preprocessing.own_files import read_whole_lines, reading
 from preprocessing.qc_measures import (
     Columns,
     choroid_glow,
@@ -196,19 +196,15 @@ def read_table(path: str | Path) -> tuple[dict, list[dict]]:
 
     Raises InputError when the table is missing or not one of B-scans in their order.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            whole, *rows = csv.DictReader(file, delimiter="\t")
+    with reading(path, "table of the quality of B-scans", "prepare"):
+        lines = read_whole_lines(path).splitlines()
+        whole, *rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         for row in (whole, *rows):
             row.update({name: float(row[name] or "nan") for name in FIGURES})
         bscans = [row["bscan"] for row in rows]
         flags = {row["flag"] for row in (whole, *rows)}
         if bscans != [str(b) for b in range(len(rows))] or not flags <= set(FLAGS):
             raise ValueError("B-scans or flags are missing")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: no table of the quality of B-scans ({error}); rerun the stage qc"
-        ) from error
     return whole, rows
 
 

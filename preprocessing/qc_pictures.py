@@ -311,7 +311,8 @@ def command(args: argparse.Namespace) -> str:
     whole, rows = read_table(args.qc)
     if len(rows) != len(volume.data):
         raise InputError(
-            f"{args.qc}: made for another volume than {args.input}; rerun the stage qc"
+            f"{args.qc}: made for another volume than {args.input}; "
+            "make it again with the rule prepare"
         )
     draw_contact_sheet(volume, layers, whole, rows, args.picture)
     draw_enface(volume, measure(volume, layers), whole, rows, args.enface)

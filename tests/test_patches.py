@@ -287,12 +287,12 @@ def test_flagged_bscans_give_no_patches(flat_files, tmp_path, capsys, leave_out,
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (None, "no table of the quality"),
-        ("", "no table of the quality"),
-        (lambda text: text.splitlines()[0], "no table of the quality"),
-        (lambda text: text[: len(text) // 2], "no table of the quality"),
-        (lambda text: text.replace("flag", "mark"), "no table of the quality"),
-        (lambda text: text.replace("pass", "ok"), "no table of the quality"),
+        (None, "qc.tsv: no such file"),
+        ("", "qc.tsv: not a readable table"),
+        (lambda text: text.splitlines()[0], "qc.tsv: not a readable table"),
+        (lambda text: text[: len(text) // 2], "qc.tsv: not a readable table"),
+        (lambda text: text.replace("flag", "mark"), "qc.tsv: not a readable table"),
+        (lambda text: text.replace("pass", "ok"), "qc.tsv: not a readable table"),
         (lambda text: text.rsplit("v1", 1)[0], "flags of 2 B-scans where the volume has 3"),
     ],
 )
@@ -306,7 +306,7 @@ def test_a_wrong_qc_table_is_named(flat_files, tmp_path, capsys, table, message)
     error = capsys.readouterr().err
     assert "qc.tsv" in error
     assert message in error
-    assert "rerun the stage qc" in error
+    assert "the rule prepare" in error
     assert error.count("\n") == 1
 
 
