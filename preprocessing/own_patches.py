@@ -23,7 +23,7 @@ from preprocessing.untrusted import parsing
 
 SIZES = (32, 64, 128)
 DEFAULTS = {"eye": "", "label": "-1", "eye_label": "-1"}
-LABELS = ("-1", "0", "1")
+ALLOWED = {"eye": ("R", "L", ""), "label": ("-1", "0", "1"), "eye_label": ("-1", "0", "1")}
 NOWHERE = -1  # B-scan and row of a patch without a place
 BLOCK = 4096  # patches in memory at a time
 
@@ -35,7 +35,7 @@ def read_patches(path: str | Path) -> np.ndarray:
     """
     with parsing(path, "array in NumPy's format .npy"):
         patches = np.load(path, mmap_mode="r", allow_pickle=False)
-    shape = patches.shape
+        shape = patches.shape
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in SIZES:
         raise InputError(
             f"{path}: an array of {shape}; it must be (n, size, size), size 32, 64, 128"
@@ -58,27 +58,26 @@ def read_rows(path: str | Path, n: int, split: str) -> np.ndarray:
     table = table.assign(**{name: text for name, text in DEFAULTS.items() if name not in table})
     if "volume" not in table:
         table["volume"] = table["patient"]
-    for name in ("label", "eye_label"):
-        wrong = ~table[name].isin(LABELS)
+    for name, allowed in ALLOWED.items():
+        wrong = ~table[name].isin(allowed)
         if wrong.any():
             raise InputError(
                 f"{path}, row {wrong.argmax() + 2}, column '{name}': "
-                f"'{table[name][wrong.argmax()]}'; it must be {', '.join(LABELS)}"
+                f"'{table[name][wrong.argmax()]}'; it must be one of "
+                f"{', '.join(text or 'empty' for text in allowed)}"
             )
     if split == "train" and (table["label"] == "1").any():
         raise InputError(f"{path}: anomalous patches to train on; leave them out")
     index = np.zeros(n, INDEX_DTYPE)
-    for name in ("volume", "patient", "eye"):
+    for name in ("volume", "patient"):
         texts = np.char.encode(table[name].to_numpy(str), "utf-8")
-        if not texts.itemsize <= max(1, INDEX_DTYPE[name].itemsize) or (
-            name != "eye" and (texts == b"").any()
-        ):
+        if texts.itemsize > INDEX_DTYPE[name].itemsize or (texts == b"").any():
             raise InputError(
                 f"{path}: column '{name}' has an empty or too long text; "
                 f"it must have 1 to {INDEX_DTYPE[name].itemsize} bytes"
             )
         index[name] = texts
-    index["split"] = split.encode()
+    index["split"], index["eye"] = split.encode(), np.char.encode(table["eye"].to_numpy(str))
     index["label"], index["eye_label"] = table["label"].astype(int), table["eye_label"].astype(int)
     index["label_source"] = np.where(index["label"] >= 0, b"annotation", b"none")
     index["bscan"] = index["z"] = index["bscan_label"] = NOWHERE

@@ -12,6 +12,7 @@ from PIL import Image
 
 from planning.errors import PlanningError
 from planning.existing import check_patches
+from planning.sample_sheet import Row
 from preprocessing.cli import run_command
 from preprocessing.geometry import read_geometry
 from preprocessing.volume import read_volume
@@ -170,6 +171,14 @@ def bare_copy(path, folder):
     return own
 
 
+def test_an_archive_is_no_array(tmp_path, capsys):
+    np.savez(tmp_path / "p.npz", np.zeros((3, 32, 32), np.float32))
+    (tmp_path / "p.tsv").write_text("patient\na\na\na\n")
+    given = ("--patches", tmp_path / "p.npz", "--table", tmp_path / "p.tsv", "--split", "test")
+    assert run("own_patches", *given, "--output", tmp_path / "p.h5") == 1
+    assert "p.npz: not a readable array in NumPy's format .npy" in capsys.readouterr().err
+
+
 def test_the_patch_file_holds_what_was_given(tmp_path, rng):
     code, path = own_patches(tmp_path, "test", ["d"], rng, label=[0] * 9 + [1], eye="R")
     assert code == 0
@@ -187,6 +196,7 @@ def test_the_patch_file_holds_what_was_given(tmp_path, rng):
     [
         ("train", {"label": 1}, "anomalous patches to train on"),
         ("test", {"label": "ill"}, "row 2, column 'label': 'ill'"),
+        ("test", {"eye": "left"}, "row 2, column 'eye': 'left'; it must be one of R, L, empty"),
         ("test", {"volume": ""}, "column 'volume' has an empty"),
         ("test", {"volume": "x" * 65}, "too long"),
     ],
@@ -220,20 +230,35 @@ def test_a_wrong_array_is_refused(tmp_path, capsys, array, message):
 @pytest.mark.parametrize(
     ("split", "size", "patients", "message"),
     [
-        ("test", 32, {"D": "train"}, "patient 'd' is in train as well"),
-        ("test", 64, {}, "patches of 32 x 32 pixels"),
-        ("score", 32, {}, "patches of the split test"),
+        ("test", 32, ["D"], "patient 'd' is in train as well"),
+        ("test", 64, [], "patches of 32 x 32 pixels"),
+        ("score", 32, [], "patches of the split test"),
     ],
 )
 def test_a_patch_file_must_fit_the_run(tmp_path, rng, split, size, patients, message):
     _, path = own_patches(tmp_path, "test", ["d"], rng)
     with pytest.raises(PlanningError, match=message):
-        check_patches({split: [str(path)]}, size, patients, "results")
+        rows = [Row(2, "v", patient, "v.nii.gz", "train", "healthy") for patient in patients]
+        check_patches({split: [str(path)]}, size, rows, "results")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PlanningError, match=r"q\.h5 does not exist"):
-        check_patches({"test": [str(tmp_path / "q.h5")]}, 32, {}, "results")
+        check_patches({"test": [str(tmp_path / "q.h5")]}, 32, [], "results")
+
+
+@pytest.mark.parametrize(("twice", "where"), [("a file", r"train\.h5"), ("the sheet", "the sample")])
+def test_a_volume_in_two_places_is_refused(tmp_path, rng, twice, where):
+    """Their scores could not be told apart."""
+    (_, train), (_, test) = (
+        own_patches(tmp_path, split, [patient], rng, volume="v")
+        for split, patient in (("train", "a"), ("test", "b"))
+    )
+    files, rows = {"test": [str(test)]}, [Row(2, "v", "c", "v.nii.gz", "score", "unknown")]
+    if twice == "a file":
+        files, rows = {"train": [str(train)], **files}, []
+    with pytest.raises(PlanningError, match=f"volume 'v' is in .*{where}.* as well"):
+        check_patches(files, 32, rows, "results")
 
 
 def patches_elsewhere(file, secret):
@@ -294,11 +319,11 @@ def test_a_file_that_is_no_patch_file_is_refused(tmp_path, rng, spoil, message):
     else:
         path.write_text("{}")
     with pytest.raises(PlanningError, match=message) as caught:
-        check_patches({"test": [str(path)]}, 32, {}, "results")
+        check_patches({"test": [str(path)]}, 32, [], "results")
     assert str(path) in str(caught.value)
 
 
 def test_patches_of_the_run_itself_are_refused(tmp_path):
     path = tmp_path / "results/patches/train.h5"
     with pytest.raises(PlanningError, match="lies in results_dir"):
-        check_patches({"train": [str(path)]}, 32, {}, str(tmp_path / "results"))
+        check_patches({"train": [str(path)]}, 32, [], str(tmp_path / "results"))

@@ -1,8 +1,10 @@
 """Patch files that were made elsewhere: each takes the place of the volumes of its split."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from planning.errors import PlanningError
+from planning.sample_sheet import Row
 
 SPLITS = ("train", "validation", "test", "score")
 
@@ -19,32 +21,46 @@ def existing_patches(section: dict) -> dict[str, list[str]]:
 
 
 def check_patches(
-    files: dict[str, list[str]], size: int, patients: dict[str, str], results: str
+    files: dict[str, list[str]], size: int, rows: Iterable[Row], results: str
 ) -> None:
     """Refuse patch files that cannot stand for their split; PlanningError names file and remedy.
 
-    `size` is what the config says of patches, `patients` the split of each patient of the sample
-    sheet, `results` the folder that this run writes to.
+    `size` is what the config says of patches, `rows` are those of the sample sheet, `results` is
+    the folder that this run writes to.
     """
-    split_of = {patient.lower(): split for patient, split in patients.items()}
+    split_of, place_of = {}, {}
+    for row in rows:
+        split_of[row.patient.lower()], place_of[row.volume] = row.split, "the sample sheet"
     for split, paths in files.items():
         for path in paths:
+            place = f"config: existing_patches: {split}: {path}"
             if Path(results).resolve() in Path(path).resolve().parents:
                 raise PlanningError(
-                    f"config: existing_patches: {split}: {path} lies in results_dir, where patches "
-                    "are cut; copy it, or set another results_dir"
+                    f"{place} lies in results_dir, where patches are cut; copy it, or set another "
+                    "results_dir"
                 )
-            for patient in sorted(_patients(path, split, size)):
+            patients, volumes = _ids(path, split, size)
+            for patient in sorted(patients):
                 other = split_of.setdefault(patient.lower(), split)
                 if other != split:
                     raise PlanningError(
-                        f"config: existing_patches: {split}: {path}: patient '{patient}' is in "
-                        f"{other} as well; all eyes of a patient must be in one split"
+                        f"{place}: patient '{patient}' is in {other} as well; all eyes of a "
+                        "patient must be in one split"
+                    )
+            for volume in sorted(volumes):
+                other = place_of.setdefault(volume, path)
+                if other != path:
+                    raise PlanningError(
+                        f"{place}: volume '{volume}' is in {other} as well; keep all patches of a "
+                        "volume in one file"
                     )
 
 
-def _patients(path: str, split: str, size: int) -> set[str]:
-    """Return the patients of a patch file; PlanningError when it is none of `split` and `size`."""
+def _ids(path: str, split: str, size: int) -> tuple[set[str], set[str]]:
+    """Return the patients and volumes of a patch file.
+
+    Raises PlanningError when it is none of `split` and `size`.
+    """
     import h5py  # takes as long as a tenth of a plan, and few plans need it
 
     from preprocessing.errors import InputError
@@ -62,9 +78,9 @@ def _patients(path: str, split: str, size: int) -> set[str]:
                 raise ValueError(f"it is cut off: {n} patches are more than it holds")
             if len(index) != n:
                 raise ValueError(f"{len(index)} rows for {n} patches")
-            splits, patients = (
+            splits, patients, volumes = (
                 {text.decode() for text in set(index[column].tolist())}
-                for column in ("split", "patient")
+                for column in ("split", "patient", "volume")
             )
     except InputError as error:
         raise PlanningError(
@@ -80,4 +96,4 @@ def _patients(path: str, split: str, size: int) -> set[str]:
             f"{place} holds patches of the split {', '.join(sorted(splits)) or 'none'}; "
             "name it there"
         )
-    return patients
+    return patients, volumes

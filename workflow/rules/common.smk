@@ -42,7 +42,7 @@ try:
     check_patches(
         EXISTING_PATCHES,
         config["patches"]["size"],
-        {row.patient: row.split for row in SHEET.rows.values()},
+        SHEET.rows.values(),
         config["results_dir"],
     )
     check_writable(config["results_dir"])
