@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from preprocessing.errors import InputError
 from preprocessing.files import write_text
+from preprocessing.untrusted import printable
 
 START = '{"skipped": '  # of a note; no other file of the pipeline begins so
 MAX_CHARACTERS = 2**16
@@ -42,7 +43,7 @@ def note_of(error: InputError, volume: str, on_error: str) -> Note:
     """
     if on_error == "fail" or _is_of_the_machine(error):
         raise error
-    return Note(volume, " ".join(str(error).split()))
+    return Note(volume, " ".join(printable(str(error)).split()))
 
 
 def write_notes(note: Note, paths: Iterable[str | Path]) -> None:

@@ -70,6 +70,18 @@ def test_a_damaged_file_becomes_notes_that_nothing_takes_for_a_volume(tmp_path, 
         assert picture.getextrema()[0] < 50  # something is written on it
 
 
+def test_a_name_that_cannot_be_shown_does_not_reach_the_table(tmp_path):
+    """Names in a vendor's folder may be no UTF-8, or steer the terminal that shows the table."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / os.fsdecode(b"1\xff\x1b[2J.png")).write_bytes(b"damaged")
+    assert load(scans, tmp_path / "v", "--on-error", "skip") == 0
+    assert prepare(tmp_path / "v", "--on-error", "skip") == 0
+    cause = read_skipped_row(tmp_path / "v/qc.tsv").cause
+    assert ".png: " in cause
+    assert cause.isprintable()
+
+
 def test_a_note_that_was_cut_off_is_named(tmp_path):
     path = tmp_path / "flat.json"
     write_notes(Note("v", "it is damaged"), [path])
