@@ -85,10 +85,11 @@ def _why_not_written(error: Exception, path: Path, temporary: Path) -> str | Non
     quoted = re.search(r"os error (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(quoted[1]) if quoted else 0)
     if number in FULL:
-        free = shutil.disk_usage(path.parent).free / 1e6
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(there).free / 1e6
         return (
-            f"{FULL[number]} ({free:.1f} MB free in {path.parent}); make room there, or write to "
-            "another disk, and run it again"
+            f"{FULL[number]} ({free:.1f} MB free in {there}); make room there, or write to another "
+            "disk, and run it again"
         )
     place = Path(getattr(error, "filename", None) or "/")
     ours = temporary in (place, *place.parents) or place in (path, path.parent)

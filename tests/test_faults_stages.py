@@ -1,5 +1,6 @@
 """What kills a stage or takes its disk leaves whole files or none, and says what to do."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -111,6 +112,18 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with (
         pytest.raises(InputError, match=r"results/a/x\.txt: cannot be written \(Not a directory\)"),
         atomic_path(tmp_path / "results/a/x.txt"),
+    ):
+        pass
+
+
+def test_a_disk_too_full_for_a_folder_is_named(tmp_path, monkeypatch):
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(InputError, match=r"x\.txt: its disk is full \(.* MB free in .*make room"),
+        atomic_path(tmp_path / "new/folder/x.txt"),
     ):
         pass
 
