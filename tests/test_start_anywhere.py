@@ -84,6 +84,14 @@ class TestOwnPatches:
         assert planned["patches"] == planned["prepare"] == 2
         assert "train" not in planned  # that model is there from the run before
 
+    def test_no_heat_map_is_drawn_that_nobody_sees(self, from_patches):
+        existing = {"train": "train.h5", "test": ["test.h5"]}
+        config = {"existing_patches": existing, "methods": ["pca"], "heatmap": {"methods": ["pca"]}}
+        from_patches.write([phantom("v", "validation")], **config)
+        assert "heatmap" not in from_patches.planned()
+        from_patches.write([phantom("v", "validation"), phantom("s", "score")], **config)
+        assert from_patches.planned()["heatmap"] == 2
+
 
 class TestOwnVolumes:
     """Volumes that stages of this pipeline have made stand for those of other tools."""

@@ -65,10 +65,10 @@ LOCAL = local_folder(RESULTS)  # of logs, benchmarks and what a training shows w
 # choice would make all volumes anew.
 ON_ERROR = config["on_volume_error"]
 HEADLINE = headline(config["methods"])
-MAPPED_METHODS = config["heatmap"]["methods"]
 SPLITS = {row.split for row in SHEET.rows.values()} | set(EXISTING_PATCHES)
 SCORED_SPLITS = [s for s in ("validation", "test", "score") if s in SPLITS]
 SHOWN_SPLITS = [s for s in ("test", "score") if s in SCORED_SPLITS]
+MAPPED_METHODS = config["heatmap"]["methods"] if any(map(SHEET.volumes, SHOWN_SPLITS)) else []
 USED_SPLITS = ["train", *SCORED_SPLITS] if NEEDS_TRAINING else SCORED_SPLITS
 USED_VOLUMES = [volume for split in USED_SPLITS for volume in SHEET.volumes(split)]
 
