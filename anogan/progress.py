@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from preprocessing.cli import say
+from preprocessing.say import say
 
 LOG_EVERY_S = 30.0
 

@@ -28,10 +28,10 @@ from anogan.memory import check_training
 from anogan.model import Architecture
 from anogan.pictures import PER_SIDE, save_grid
 from anogan.progress import progress
-from preprocessing.cli import say
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path
 from preprocessing.patch_file import MappedPatches
+from preprocessing.say import say
 from preprocessing.seeds import derive_seed
 
 HISTORY_ROWS = 200

@@ -9,9 +9,9 @@ import argparse
 import importlib
 import os
 import sys
-from typing import TextIO
 
 from preprocessing.errors import InputError
+from preprocessing.say import say
 from preprocessing.untrusted import printable
 
 NOTHING_FOR_OTHERS = 0o007  # a umask
@@ -53,14 +53,6 @@ def run_command(package: str, commands: dict[str, str], argv: list[str] | None =
         say(f"error: {package} {name}: {_one_line(error)}", sys.stderr)
         return 1
     return 0
-
-
-def say(text: str, stream: TextIO) -> None:
-    """Write a line to a log; one that cannot be written does not cost the work that it tells of."""
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:  # what is left in the stream would fail again when the process ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error: Exception) -> str:
