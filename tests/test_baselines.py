@@ -265,7 +265,7 @@ class TestAdversarial:
     def test_each_network_moves_by_its_own_loss_only(self, tmp_path):
         parser = argparse.ArgumentParser()
         acae.add_train_arguments(parser)
-        args = parser.parse_args([str(part) for part in TINY])
+        args = parser.parse_args([str(part) for part in TINY], argparse.Namespace(model="acae"))
         context = Context(CPU, torch.float32, seed=1, folder=tmp_path)
         both = acae.AdversarialTraining(stripes(64), args, context)
         gradients = []

@@ -40,7 +40,7 @@ def test_a_single_bscan_has_no_distance_whatever_the_sheet_says(tmp_path, rng):
     write_nifti(rng.integers(1, 255, (1, 80, 60), np.uint8), path, np.eye(4))
     options = {"annotation": None, "eye": "", "mirror_left_eyes": False}
     ids = {"input": str(path), "volume": "v", "patient": "p"}
-    volume = load(argparse.Namespace(**ids, **options, spacing_um=[120, 4, 12]))
+    volume = load(argparse.Namespace(**ids, **options, spacing_um=[120, 4, 12], already=""))
     assert volume.spacing_mm == (0, 0.004, 0.012)
 
 

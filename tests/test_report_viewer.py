@@ -65,5 +65,5 @@ def test_a_damaged_viewer_file_is_named(tmp_path, damage):
             description = archive.read("viewer.json")
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("viewer.json", description)
-    with pytest.raises(InputError, match=r"viewer\.zip: .*run `overlay`"):
+    with pytest.raises(InputError, match=r"viewer\.zip: .*rule overlay"):
         viewer_json(read_packed(str(folder), {}), 1, False)
