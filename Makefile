@@ -1,5 +1,6 @@
 # make run    set everything up and run the pipeline on the built-in phantom eyes, to the report
-# make test   set everything up and run the tests; make test-cluster those on a Slurm that it starts, as root
+# make test   set everything up and run the tests; make test-long those that take minutes, make test-cluster those
+#             on a Slurm that it starts, as root
 # make lint   check the style of the code and of the workflow, and the installed packages
 # make clean  remove results and phantom data; make distclean also the environment
 
@@ -7,7 +8,7 @@ CORES ?= 2
 BIN := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: run test test-cluster lint install clean distclean
+.PHONY: run test test-long test-cluster lint install clean distclean
 
 run: install
 	$(BIN)/snakemake --cores $(CORES)
@@ -16,6 +17,9 @@ run: install
 test: install
 	tests/install-chromium
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+test-long: install
+	$(BIN)/python -m pytest -m long --numprocesses $(CORES) --dist loadfile
 
 test-cluster: install
 	tests/cluster/start-slurm

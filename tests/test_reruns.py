@@ -14,7 +14,7 @@ def told() -> dict[str, str]:
         return dict(csv.reader(file, delimiter="\t"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_change_reruns_what_the_table_says(tmp_path):
     """Where the change is meant, `python tests/made_reruns.py > tests/reruns.tsv` accepts it."""
     planned = reruns(tmp_path)

@@ -180,7 +180,7 @@ def finished(s3, tmp_path_factory):
     return project
 
 
-@pytest.mark.slow
+@pytest.mark.long
 class TestWholeRun:
     def test_results_are_there_and_logs_are_here(self, s3, finished):
         there = names(s3, "run/")

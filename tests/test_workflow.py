@@ -270,6 +270,7 @@ class TestWholeRun:
         assert "volume.nii.gz: not a readable NIfTI file" in result.stderr + result.stdout
         finished.snakemake("--cleanup-metadata", "results/volumes/d/layers.npz")
 
+    @pytest.mark.long
     def test_a_killed_run_is_taken_up_and_a_second_one_is_turned_away(self, finished, tmp_path):
         """Both test eyes are to be done again; the run is killed when one of them is prepared."""
         project = Project(tmp_path)
