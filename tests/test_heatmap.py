@@ -202,7 +202,7 @@ def test_another_hdf5_file_is_no_file_of_maps(tmp_path):
         (["--stride", SIZE + 1], f"a stride of 33 .* 1 to {SIZE}"),
         (["--labels", "healthy"], "labels: 1 for 2 inputs"),
         (["--method", "anogan"], "holds the model pca, but anogan"),
-        (["--qc", "absent.tsv", "absent.tsv"], "no table of the quality"),
+        (["--qc", "absent.tsv", "absent.tsv"], "absent.tsv: no such file"),
     ],
 )
 def test_faults_end_in_one_line_and_leave_nothing(folder, tmp_path, capsys, extra, message):
