@@ -52,6 +52,8 @@ class ClusterProject(Project):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # a shell has background jobs, such as this one's parents in CI, ignore Ctrl-C
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.runs.append(snakemake)
         return snakemake
