@@ -30,29 +30,26 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class AutoencoderTraining(Trainee):
-    """An autoencoder while it learns to rebuild healthy patches with the least squared error."""
+class RebuildingTraining(Trainee):
+    """Networks that learn to rebuild healthy patches: what there is to see, and when they fail."""
 
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         super().__init__(patches, args, context)
-        self.autoencoder = self.new("autoencoder", lambda: Autoencoder(self.architecture))
         shown = torch.from_numpy(patches[shown_rows(len(patches))]).float().unsqueeze(1)
         self.shown = shown.to(context.device, memory_format=torch.channels_last)
 
-    def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
-        """Learn from a batch real (n, 1, h, w)."""
-        with self.context.autocast():
-            rebuilt = self.autoencoder(real)
-        loss = mse_loss(rebuilt.float(), real)
-        self.descend("autoencoder", loss)
-        return {"loss": loss.detach()}
+    def rebuild(self, x: Tensor) -> Tensor:
+        """Return patches x (n, 1, h, w) as rebuilt."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def show(self) -> Tensor:
         """Return the patches of real.png as rebuilt (k, 1, h, w), as they would be scored."""
-        self.autoencoder.eval()
-        rebuilt = self.autoencoder(self.shown)
-        self.autoencoder.train()
+        for network in self.networks.values():
+            network.eval()
+        rebuilt = self.rebuild(self.shown)
+        for network in self.networks.values():
+            network.train()
         return rebuilt
 
     def trouble(self, history: list[dict], steps: int) -> str | None:
@@ -65,6 +62,26 @@ class AutoencoderTraining(Trainee):
                     f"lower {self.args.model}: learning_rate"
                 )
         return None
+
+
+class AutoencoderTraining(RebuildingTraining):
+    """An autoencoder while it learns to rebuild healthy patches with the least squared error."""
+
+    def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
+        super().__init__(patches, args, context)
+        self.autoencoder = self.new("autoencoder", lambda: Autoencoder(self.architecture))
+
+    def rebuild(self, x: Tensor) -> Tensor:
+        """Return patches x (n, 1, h, w) as rebuilt."""
+        return self.autoencoder(x)
+
+    def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
+        """Learn from a batch real (n, 1, h, w)."""
+        with self.context.autocast():
+            rebuilt = self.autoencoder(real)
+        loss = mse_loss(rebuilt.float(), real)
+        self.descend("autoencoder", loss)
+        return {"loss": loss.detach()}
 
 
 def fit_autoencoder(

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from anogan.maps.file import VolumeMaps, write_maps
+from anogan.model import check_preprocessing
 from anogan.scoring import (
     ReadyMethod,
     add_method_arguments,
-    check_preprocessing,
     patch_keys,
     ready_method,
     score_batches,

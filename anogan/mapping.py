@@ -16,6 +16,7 @@ is reported, and what chooses among restarts and candidates, is computed in fp32
 
 import argparse
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anogan.model import TrainedModel, load_gan
-from anogan.networks import Discriminator, Generator, freeze
+from anogan.model import TrainedModel, load_encoder, load_gan
+from anogan.networks import Discriminator, Encoder, Generator, freeze
 from anogan.scores import Discrimination, ScoreSettings, residual_score
 from preprocessing.errors import InputError
 from preprocessing.seeds import derive_seed
@@ -36,6 +37,10 @@ OPTIMISERS = {
     "sgd": torch.optim.SGD,
 }
 CANDIDATE_BATCH = 64
+SPREAD = 0.25  # of the starts around an encoding; z itself is within 1
+
+# (patches x (n, 1, h, w), what names each) -> z_1 (restarts, n, latent)
+Starts = Callable[[Tensor, list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,75 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the search that starts at an encoding."""
+    group = parser.add_argument_group("search from the encoding (f_anogan_refined)")
+    group.add_argument("--refine-steps", type=int, default=20, help="0 scores the encoding itself")
+    group.add_argument("--refine-learning-rate", type=float, default=0.02, help="falls to zero")
+    group.add_argument(
+        "--refine-restarts", type=int, default=1, help="further ones start around the encoding"
+    )
+
+
+def refinement_settings(options: argparse.Namespace) -> SearchSettings:
+    """Return the settings of the search that starts at an encoding."""
+    return SearchSettings(
+        **vars(ScoreSettings.of(options)),
+        steps=options.refine_steps,
+        learning_rate=options.refine_learning_rate,
+        restarts=options.refine_restarts,
+        schedule="cosine",
+    )
+
+
+@dataclass(frozen=True)
+class RandomStarts:
+    """Starts at random, as published, each drawn from its patch's key."""
+
+    latent: int
+    restarts: int
+    seed: int
+
+    def __call__(self, x: Tensor, keys: list[str]) -> Tensor:
+        """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w) named by `keys`."""
+        return random_latents(keys, self.latent, self.restarts, self.seed).to(x.device)
+
+
+class NearestCandidates:
+    """Starts at those of some random z whose G(z), by R alone, is nearest to the patch."""
+
+    @torch.no_grad()
+    def __init__(self, generator: Generator, count: int, restarts: int, seed: int) -> None:
+        self.restarts = restarts
+        keys = [f"candidate {i}" for i in range(count)]
+        z = random_latents(keys, generator.latent, 1, seed)[0]
+        self.candidates = z.to(generator.project.weight.device)
+        parts = self.candidates.split(CANDIDATE_BATCH)
+        self.patches = torch.cat([generator(part).flatten(1) for part in parts])
+
+    def __call__(self, x: Tensor, keys: list[str]) -> Tensor:
+        """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w)."""
+        distance = torch.cdist(x.flatten(1), self.patches, p=1)
+        nearest = distance.topk(self.restarts, largest=False).indices
+        return self.candidates[nearest].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class EncodedStarts:
+    """Starts at E(x), and further ones around it, drawn from the patch's key."""
+
+    encoder: Encoder
+    restarts: int
+    seed: int
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, keys: list[str]) -> Tensor:
+        """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w) named by `keys`."""
+        z = self.encoder(x)
+        around = random_latents(keys, z.shape[1], self.restarts - 1, self.seed).to(x.device)
+        return torch.cat([z[None], z + SPREAD * around])
+
+
 class MappingLoss:
     """The loss of patches x (n, 1, h, w) as a function of z, in the networks' own type."""
 
@@ -118,7 +192,7 @@ class MappingLoss:
 class Mapper:
     """Maps patches with frozen networks and scores them: (loss, R, discrimination).
 
-    `seed` decides the starts of the search, `dtype` is what the networks compute it in.
+    `starts` says where the search begins, `dtype` is what the networks compute it in.
     """
 
     def __init__(
@@ -127,18 +201,14 @@ class Mapper:
         discriminator: Discriminator,
         discrimination: Discrimination,
         settings: SearchSettings,
-        seed: int = 1,
+        starts: Starts,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        freeze(generator, discriminator)
         self.exact = generator, discriminator
         self.fast = self.exact
         if dtype != torch.float32:
             self.fast = tuple(deepcopy(network).to(dtype) for network in self.exact)
-        self.discrimination, self.settings, self.seed = discrimination, settings, seed
-        self.latent = generator.latent
-        if settings.candidates:
-            self.candidates, self.candidate_patches = self._draw_candidates()
+        self.discrimination, self.settings, self.starts = discrimination, settings, starts
 
     @classmethod
     def of(
@@ -150,7 +220,28 @@ class Mapper:
     ) -> "Mapper":
         """Return the mapper of a trained GAN, searching as the command line says."""
         settings = SearchSettings.of(options)
-        return cls(*load_gan(model), discrimination, settings, options.seed, dtype)
+        generator, discriminator = load_gan(model)
+        freeze(generator, discriminator)
+        count, restarts, seed = settings.candidates, settings.restarts, options.seed
+        starts = RandomStarts(generator.latent, restarts, seed)
+        if count:
+            starts = NearestCandidates(generator, count, restarts, seed)
+        return cls(generator, discriminator, discrimination, settings, starts, dtype)
+
+    @classmethod
+    def refining(
+        cls,
+        model: TrainedModel,
+        options: argparse.Namespace,
+        dtype: torch.dtype,
+        discrimination: Discrimination,
+    ) -> "Mapper":
+        """Return the mapper of a trained encoder, searching from what it makes of a patch."""
+        settings, encoder = refinement_settings(options), load_encoder(model)
+        generator, discriminator = load_gan(model)
+        freeze(encoder, generator, discriminator)
+        starts = EncodedStarts(encoder, settings.restarts, options.seed)
+        return cls(generator, discriminator, discrimination, settings, starts, dtype)
 
     def __call__(self, x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
         """Return scores (n, 3) and G(z) of patches x (n, 1, h, w), the best of all restarts."""
@@ -172,18 +263,6 @@ class Mapper:
             best = found
         return best
 
-    def starts(self, x: Tensor, keys: list[str]) -> Tensor:
-        """Return z_1 (restarts, n, latent) for patches x (n, 1, h, w) named by `keys`.
-
-        A random start is drawn from its patch's key, a candidate chosen by R alone.
-        """
-        settings = self.settings
-        if settings.candidates:
-            distance = torch.cdist(x.flatten(1), self.candidate_patches, p=1)
-            nearest = distance.topk(settings.restarts, largest=False).indices
-            return self.candidates[nearest].transpose(0, 1)
-        return random_latents(keys, self.latent, settings.restarts, self.seed).to(x.device)
-
     def search(self, loss: MappingLoss, start: Tensor) -> Tensor:
         """Return z (n, latent) after `steps` steps from `start`."""
         settings = self.settings
@@ -201,15 +280,6 @@ class Mapper:
 
     def _loss(self, networks: tuple[Generator, Discriminator], x: Tensor) -> MappingLoss:
         return MappingLoss(*networks, self.discrimination, self.settings, x)
-
-    @torch.no_grad()
-    def _draw_candidates(self) -> tuple[Tensor, Tensor]:
-        """Return candidates (n, latent) and their patches (n, h * w)."""
-        generator, _ = self.exact
-        keys = [f"candidate {i}" for i in range(self.settings.candidates)]
-        z = random_latents(keys, self.latent, 1, self.seed)[0].to(generator.project.weight.device)
-        patches = [generator(part).flatten(1) for part in z.split(CANDIDATE_BATCH)]
-        return z, torch.cat(patches)
 
 
 def random_latents(keys: list[str], latent: int, restarts: int, seed: int) -> Tensor:

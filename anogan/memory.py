@@ -15,12 +15,14 @@ from anogan.networks import FIRST_SIZE, Discriminator, Encoder, Generator
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:
+    from anogan.model import Architecture
     from anogan.training import Context
     from preprocessing.patch_file import MappedPatches
 
 MB = 2**20
 BASE = 430 * MB  # Python, PyTorch and its libraries
 PER_TRAINED_WEIGHT = 36  # bytes: it, its gradient, Adam's two moments, checkpoint, work space
+PER_FROZEN_WEIGHT = 8  # bytes: as it was, and with batch norm folded in
 PER_WEIGHT = 6  # bytes, to score with: in fp32 and, for the search, in bf16
 PER_ACTIVATION = 12  # bytes: as convolved, normalised and rectified
 STREAMED = 2 * 2**28  # bytes of patches that do not stay in memory, see `anogan.batches`
@@ -29,7 +31,9 @@ TRAINED = {
     "gan": ((Generator, Discriminator), 3),
     "ae": ((Encoder, Generator), 2),
     "acae": ((Encoder, Generator, Discriminator), 4),
+    "encoder": ((Encoder,), 4),
 }
+FROZEN = {"encoder": (Generator, Discriminator)}  # networks that a model learns from
 PENALTY_PASSES = 4  # of WGAN-GP, for a gradient of a gradient
 
 
@@ -42,9 +46,10 @@ def training_bytes(
     """
     networks, passes = TRAINED.get(model, TRAINED["acae"])  # of an unknown one, the most
     passes += PENALTY_PASSES * penalty
-    weights = _weights(networks, channels, latent)
+    weights = PER_TRAINED_WEIGHT * _weights(networks, channels, latent)
+    weights += PER_FROZEN_WEIGHT * _weights(FROZEN.get(model, ()), channels, latent)
     activations = passes * batch * _activations(channels)
-    return BASE + PER_TRAINED_WEIGHT * weights + PER_ACTIVATION * activations
+    return BASE + weights + PER_ACTIVATION * activations
 
 
 def search_bytes(channels: tuple[int, ...], latent: int, batch: int) -> float:
@@ -79,15 +84,20 @@ def check_fits(needed: float, what: str, remedy: str, free: int, memory_mb: int 
     raise InputError(f"{what} takes about {needed / MB:.0f} MB, but {there}; {remedy}")
 
 
-def check_training(args: argparse.Namespace, patches: "MappedPatches", context: "Context") -> float:
+def check_training(
+    args: argparse.Namespace,
+    architecture: "Architecture",
+    patches: "MappedPatches",
+    context: "Context",
+) -> float:
     """Return what a training takes without its patches (n, size, size); InputError if too much."""
     batch = min(args.batch_size, len(patches)) // context.workers.world
     penalty = getattr(args, "loss", None) == "wgan-gp"
-    needed = training_bytes(args.model, args.channels, args.latent, batch, penalty)
+    needed = training_bytes(args.model, architecture.channels, architecture.latent, batch, penalty)
     check_fits(
         needed + min(len(patches) * patches[:1].nbytes, STREAMED),
         f"training {args.model} with batches of {batch}",
-        f"lower {args.model}: batch_size or channels, or give it more memory",
+        f"lower {args.model}: batch_size or the channels, or give it more memory",
         free_memory(context.device),
         context.memory_mb if context.device.type == "cpu" else 0,
     )

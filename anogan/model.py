@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anogan.networks import NORMS, Discriminator, Generator, check_architecture
+from anogan.networks import NORMS, Discriminator, Encoder, Generator, check_architecture
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 
@@ -29,13 +29,18 @@ class TrainedModel:
 
     @property
     def name(self) -> str:
-        """What was trained: gan, ae, acae or pca."""
+        """What was trained, such as gan or pca."""
         return self.description["model"]
 
     @property
     def architecture(self) -> dict:
         """Sizes that the weights alone do not tell; always has `patch_size`."""
         return self.description["architecture"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file."""
+        return self.description.get(DIGEST) or file_digest(self.folder / WEIGHTS)
 
     def fill(self, **networks: nn.Module) -> None:
         """Give each network the weights `name.*`; InputError when they do not fit.
@@ -100,6 +105,32 @@ def load_model(folder: str | Path, device: torch.device) -> TrainedModel:
     return TrainedModel(folder, description, weights)
 
 
+def check_preprocessing(path: str, size: int, found: dict, model: TrainedModel) -> None:
+    """Raise InputError unless patches of `size` pixels are of the kind that the model has learned.
+
+    `found` holds the settings of the stages before, by stage; what either side does not know is not
+    compared.
+    """
+    learned_size = model.architecture["patch_size"]
+    if size != learned_size:
+        raise InputError(
+            f"{path}: patches of {size} pixels, but {model.folder} was trained on {learned_size}; "
+            "cut the patches again or use another model"
+        )
+    learned = model.description.get("data", {}).get("preprocessing", {})
+    if not (found and learned):
+        return
+    for stage in sorted({*found, *learned}):
+        here, there = found.get(stage, {}), learned.get(stage, {})
+        for setting in sorted({*here, *there}):
+            if here.get(setting) != there.get(setting):
+                raise InputError(
+                    f"{path}: preprocessed with {stage}: {setting} = {here.get(setting)}, but "
+                    f"{model.folder} was trained on patches with {there.get(setting)}; set it as "
+                    "for the model and preprocess again, or use another model"
+                )
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     with open(path, "rb") as file:
@@ -150,3 +181,12 @@ def load_gan(model: TrainedModel) -> tuple[Generator, Discriminator]:
         discriminator = Discriminator(size.channels, norm)
     model.fill(generator=generator, discriminator=discriminator)
     return generator, discriminator
+
+
+def load_encoder(model: TrainedModel) -> Encoder:
+    """Return the trained encoder of a model "encoder", which `load_gan` has the rest of."""
+    size = Architecture.of(model)
+    with torch.device("meta"):
+        encoder = Encoder(size.channels, size.latent)
+    model.fill(encoder=encoder)
+    return encoder

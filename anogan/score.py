@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from anogan.model import TrainedModel
+from anogan.model import TrainedModel, check_preprocessing
 from anogan.scoring import (
     Scorer,
     add_method_arguments,
-    check_preprocessing,
     patch_keys,
     ready_method,
     score_batches,

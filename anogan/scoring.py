@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anogan.device import add_device_arguments, choose_dtype, prepare_device
-from anogan.mapping import add_search_arguments
+from anogan.mapping import add_refinement_arguments, add_search_arguments
 from anogan.memory import check_fits, free_memory, search_bytes
 from anogan.methods import load_method
 from anogan.model import Architecture, TrainedModel, load_model
@@ -19,7 +19,7 @@ from anogan.progress import progress
 from anogan.scores import add_score_arguments
 from preprocessing.errors import InputError
 
-OWN_METHOD = {"gan": "anogan"}  # of a model that is not named as its method
+OWN_METHOD = {"gan": "anogan", "encoder": "f_anogan"}  # of a model that is not named as its method
 
 # (x (n, 1, h, w), what names each patch for ever) -> (scores (n, k), rebuilt patches or None)
 Scorer = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
@@ -76,32 +76,6 @@ def score_batches(
         yield counted, gray, scores[:count].cpu().numpy(), rebuilt
 
 
-def check_preprocessing(path: str, size: int, found: dict, model: TrainedModel) -> None:
-    """Raise InputError unless patches of `size` pixels are of the kind that the model has learned.
-
-    `found` holds the settings of the stages before, by stage; what either side does not know is not
-    compared.
-    """
-    learned_size = model.architecture["patch_size"]
-    if size != learned_size:
-        raise InputError(
-            f"{path}: patches of {size} pixels, but {model.folder} was trained on {learned_size}; "
-            "cut the patches again or use another model"
-        )
-    learned = model.description.get("data", {}).get("preprocessing", {})
-    if not (found and learned):
-        return
-    for stage in sorted({*found, *learned}):
-        here, there = found.get(stage, {}), learned.get(stage, {})
-        for setting in sorted({*here, *there}):
-            if here.get(setting) != there.get(setting):
-                raise InputError(
-                    f"{path}: preprocessed with {stage}: {setting} = {here.get(setting)}, but "
-                    f"{model.folder} was trained on patches with {there.get(setting)}; set it as "
-                    "for the model and preprocess again, or use another model"
-                )
-
-
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that `ready_method` heeds."""
     parser.add_argument("--model", required=True, help="folder of the model")
@@ -110,6 +84,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the starts of the search")
     add_score_arguments(parser)
     add_search_arguments(parser)
+    add_refinement_arguments(parser)
     add_device_arguments(parser)
 
 
@@ -143,7 +118,7 @@ def ready_method(args: argparse.Namespace) -> Iterator[ReadyMethod]:
             f"{args.model}: holds the model {model.name}, but {name} scores with {method.MODEL}; "
             "give the folder of that model or another --method"
         )
-    if "search" in getattr(method, "HEEDS", ()):
+    if {"search", "refinement"} & {*getattr(method, "HEEDS", ())}:
         _check_memory(model, args.batch_size, device)
     # on a GPU, repeated runs agree to the last bit and fp32 is fp32
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):

@@ -11,7 +11,7 @@ from anogan.checkpoint import CHECKPOINT
 from anogan.device import add_device_arguments, choose_dtype, prepare_device
 from anogan.distributed import Workers, launched, relaunch, workers
 from anogan.methods import load_method, trainable
-from anogan.model import save_model
+from anogan.model import TrainedModel, check_preprocessing, load_model, save_model
 from anogan.pictures import save_grid, shown_rows
 from anogan.training import Context, Fitted, settings, write_history
 from preprocessing import __version__
@@ -67,6 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         of_model.add_argument("--patches", required=True, help="HDF5 of healthy training patches")
+        if needed := getattr(module, "NEEDS", None):
+            of_model.add_argument(
+                f"--{needed}",
+                dest="needed",
+                required=True,
+                metavar="FOLDER",
+                help=f"of the model {needed} to learn from",
+            )
         of_model.add_argument("--output", required=True, help="folder of the model")
         of_model.add_argument(
             "--training-folder",
@@ -97,6 +105,7 @@ def command(args: argparse.Namespace) -> str:
 
 def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> str:
     patches, facts, fingerprint = read_healthy(args.patches, place.is_first)
+    needed = _needed(args, patches.shape[-1], facts, device)
     output = Path(args.output)
     context = Context(
         device=device,
@@ -107,6 +116,7 @@ def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> st
         workers=place,
         memory_mb=args.memory_mb,
         checkpoint_s=args.checkpoint_s,
+        needed=needed,
     )
     fitted = load_method(args.model).fit(patches, args, context)
     if not place.is_first:
@@ -116,6 +126,7 @@ def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> st
         "architecture": fitted.architecture,
         "training": settings(args) | {"dtype": str(context.dtype).removeprefix("torch.")},
         "data": facts,
+        "learned_from": {needed.name: needed.digest} if needed else {},
         "seed": args.seed,
         "versions": {
             "oct-anogan": __version__,
@@ -127,6 +138,26 @@ def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> st
     (context.folder / CHECKPOINT).unlink(missing_ok=True)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.history[-1].items())
     return f"{args.model} on {len(patches)} patches: {last}"
+
+
+def _needed(
+    args: argparse.Namespace, size: int, facts: dict, device: torch.device
+) -> TrainedModel | None:
+    """Return the model to learn from, None where patches are all that is needed.
+
+    Raises InputError when it is another one or has learned other patches.
+    """
+    wanted = getattr(load_method(args.model), "NEEDS", None)
+    if wanted is None:
+        return None
+    found = load_model(args.needed, device)
+    if found.name != wanted:
+        raise InputError(
+            f"{args.needed}: holds the model {found.name}, but {args.model} learns from {wanted}; "
+            f"give the folder of that model"
+        )
+    check_preprocessing(args.patches, size, facts["preprocessing"], found)
+    return found
 
 
 def _write(output: Path, patches: MappedPatches, fitted: Fitted, description: dict) -> None:

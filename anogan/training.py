@@ -25,7 +25,7 @@ from anogan.checkpoint import CHECKPOINT, load_checkpoint, read_notes, save_chec
 from anogan.device import WorkCounter, peak_flops
 from anogan.distributed import Workers
 from anogan.memory import check_training
-from anogan.model import Architecture
+from anogan.model import Architecture, TrainedModel
 from anogan.pictures import PER_SIDE, save_grid
 from anogan.progress import progress
 from preprocessing.errors import InputError
@@ -39,11 +39,11 @@ LONGEST_ROW = 100  # steps
 SAMPLE_GRIDS = 20
 LEARNING_MODULES = (
     *("autoencoder", "batches", "convolutions", "distributed", "losses", "networks", "training"),
-    *("methods/acae", "methods/gan"),
+    *("methods/acae", "methods/encoder", "methods/gan"),
 )
 NOT_LEARNED = (  # options that do not decide what is learned
     *("model", "seed", "debug", "patches", "output", "training_folder", "checkpoint_s"),
-    *("memory_mb", "threads", "gpus", "precision"),
+    *("memory_mb", "threads", "gpus", "precision", "needed"),
 )
 
 
@@ -51,7 +51,7 @@ NOT_LEARNED = (  # options that do not decide what is learned
 class Context:
     """Where and how a model is trained: device, type to compute in, seed, folder, processes.
 
-    `data` is a fingerprint of the training patches.
+    `data` is a fingerprint of the training patches, `needed` the model to learn from, if any.
     """
 
     device: torch.device
@@ -62,6 +62,7 @@ class Context:
     workers: Workers = field(default_factory=Workers)
     memory_mb: int = 0
     checkpoint_s: float = 300
+    needed: TrainedModel | None = None
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which networks compute in `dtype`."""
@@ -98,11 +99,16 @@ def settings(args: argparse.Namespace) -> dict:
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser, epochs: float) -> None:
-    """Declare the options of every network's training."""
+    """Declare the options of the training of networks that choose their own sizes."""
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[512, 256, 128, 64], help="coarse to fine"
     )
     parser.add_argument("--latent", type=int, default=100, help="size of z")
+    add_descent_arguments(parser, epochs)
+
+
+def add_descent_arguments(parser: argparse.ArgumentParser, epochs: float) -> None:
+    """Declare the options of every network's training."""
     parser.add_argument("--epochs", type=float, default=epochs)
     parser.add_argument(
         "--batch-size", type=int, default=64, help="shared among the GPUs where there are several"
@@ -123,10 +129,14 @@ class Trainee:
 
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         self.args, self.context = args, context
-        self.architecture = Architecture(tuple(args.channels), args.latent, patches.shape[-1])
-        self.needed_bytes = check_training(args, patches, context)
+        self.architecture = self.sizes(patches.shape[-1])
+        self.needed_bytes = check_training(args, self.architecture, patches, context)
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
+
+    def sizes(self, patch_size: int) -> Architecture:
+        """Return the sizes of the networks, for patches of `patch_size` pixels."""
+        return Architecture(tuple(self.args.channels), self.args.latent, patch_size)
 
     def new(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
         """Return a network in training mode, its weights drawn from the seed and its name."""
@@ -154,6 +164,8 @@ class Trainee:
         files = (Path(__file__).parent / f"{name}.py" for name in LEARNING_MODULES)
         code = b"".join(file.read_bytes() for file in files)
         learned = {key: value for key, value in settings(self.args).items() if key != "epochs"}
+        needed = self.context.needed
+        learned |= {needed.name: needed.digest} if needed else {}
         return learned | {
             "code": hashlib.sha256(code).hexdigest(),
             "model": self.args.model,

@@ -24,9 +24,9 @@ import torch
 sys.path[0] = str(Path(__file__).parents[1])  # so that anogan is the package
 
 from anogan.device import add_device_arguments, choose_dtype, peak_flops, prepare_device
-from anogan.mapping import Mapper, MappingLoss, SearchSettings, random_latents
+from anogan.mapping import Mapper, MappingLoss, RandomStarts, SearchSettings, random_latents
 from anogan.model import save_model, weights_of
-from anogan.networks import Discriminator, Generator
+from anogan.networks import Discriminator, Generator, freeze
 from anogan.scores import feature_matching
 from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
 
@@ -86,11 +86,14 @@ def measure_speed(device: torch.device, dtypes: list[torch.dtype], rounds: int) 
     channels_last = x.contiguous(memory_format=torch.channels_last)
     peak = dict.fromkeys(dtypes, 0.0)
     for dtype in dtypes:
+        frozen = networks(device).values()
+        freeze(*frozen)
         mapper = Mapper(
-            *networks(device).values(),
+            *frozen,
             feature_matching(settings, len(CHANNELS)),
             settings,
-            dtype=dtype,
+            RandomStarts(LATENT, 1, seed=1),
+            dtype,
         )
         runs[name_of(dtype)] = our_search(mapper, channels_last)
 

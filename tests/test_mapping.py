@@ -174,12 +174,12 @@ def test_only_z_moves(model, x, method, dtype):
     """Not the weights in the model, nor the folded ones, nor statistics, patches or starts."""
     mapper = scorer(model, method, dtype, candidates=20)
     in_file = {name: value.clone() for name, value in model.weights.items()}
-    before, patches, candidates = bits(mapper), x.clone(), mapper.candidates.clone()
+    before, patches, candidates = bits(mapper), x.clone(), mapper.starts.candidates.clone()
     mapper(x, KEYS)
     assert all(torch.equal(a, b) for a, b in zip(bits(mapper), before, strict=True))
     assert all(torch.equal(model.weights[name], value) for name, value in in_file.items())
     assert torch.equal(x, patches)
-    assert torch.equal(mapper.candidates, candidates)
+    assert torch.equal(mapper.starts.candidates, candidates)
     networks = (*mapper.exact, *mapper.fast)
     assert not any(network.training for network in networks)
     assert not any(p.requires_grad for network in networks for p in network.parameters())
@@ -266,9 +266,10 @@ def test_of_several_restarts_the_best_is_kept(model, x):
 def test_the_nearest_candidate_is_where_the_search_starts(model):
     near = scorer(model, candidates=50, restarts=2)
     generator, _ = near.exact
-    starts = near.starts(generator(near.candidates[[7, 30, 2]]), KEYS[:3])
+    candidates = near.starts.candidates
+    starts = near.starts(generator(candidates[[7, 30, 2]]), KEYS[:3])
     assert starts.shape == (2, 3, LATENT)
-    assert torch.equal(starts[0], near.candidates[[7, 30, 2]])
+    assert torch.equal(starts[0], candidates[[7, 30, 2]])
     assert not torch.equal(starts[1], starts[0])
 
 

@@ -32,16 +32,18 @@ def stage_options(stage: str, *arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@pytest.mark.parametrize("model", ["gan", "acae", "ae", "pca"])
+@pytest.mark.parametrize("model", ["gan", "encoder", "acae", "ae", "pca"])
 def test_every_key_of_a_model_is_an_option_of_its_training(model):
     config = resolve_config({})
-    files = ("--patches", "p.h5", "--output", "m")
+    files = ["--patches", "p.h5", "--output", "m"]
+    if needed := models.needed_model(model):
+        files += [f"--{needed}", "folder"]
     options = shlex.split(train_options(config, model))
     given = vars(stage_options("train", model, *files, *options))
     assert {key: given[key] for key in config[model]} == config[model]
     assert given["seed"] == config["seed"]
     learned = set(given) - {"model", "patches", "output", "training_folder", "debug", "seed"}
-    learned -= {"checkpoint_s", "memory_mb", "threads", "gpus", "precision"}
+    learned -= {"checkpoint_s", "memory_mb", "threads", "gpus", "precision", "needed"}
     assert learned == set(config[model])  # and none is missing in the config
 
 
@@ -55,17 +57,21 @@ def test_every_key_of_a_model_is_an_option_of_its_training(model):
 )
 @pytest.mark.parametrize("method", known_methods())
 def test_a_method_is_scored_with_the_options_that_it_heeds(method, stage, files):
-    config = resolve_config({"map": {"steps": 7, "lambda": 0.3, "clamp": True}})
+    changed = {"steps": 7, "lambda": 0.3, "clamp": True, "refine_steps": 5}
+    config = resolve_config({"map": changed})
     files = (*files, "--model", "m", "--output", "s")
     given = vars(stage_options(stage, *files, *shlex.split(score_options(config, method))))
-    searches, weighs = method in ("anogan", "gan_r"), method in ("anogan", "gan_r", "acae")
+    searches, refines = method in ("anogan", "gan_r"), method == "f_anogan_refined"
+    weighs = searches or refines or method == "acae"
     assert given["steps"] == (7 if searches else 500)
+    assert given["refine_steps"] == (5 if refines else 20)
     assert given["clamp"] is searches
     assert given["weight"] == (0.3 if weighs else 0.1)
 
 
 def test_the_planner_knows_the_methods():
-    assert known_methods() == ["acae", "ae", "anogan", "gan_r", "p_d", "pca"]
+    expected = ["acae", "ae", "anogan", "f_anogan", "f_anogan_refined", "gan_r", "p_d", "pca"]
+    assert known_methods() == expected
     for method in known_methods():
         assert model_of(method) == importlib.import_module(f"anogan.methods.{method}").MODEL
 
@@ -77,7 +83,7 @@ def test_what_a_method_does_not_heed_is_not_passed_to_it():
     )
     for method in known_methods():
         same = score_options(fp32, method) == score_options(bf16, method)
-        assert same is (method not in ("anogan", "gan_r"))
+        assert same is (method not in ("anogan", "gan_r", "f_anogan_refined"))
     assert "precision" not in train_options(fp32, "pca")
 
 
@@ -137,4 +143,36 @@ def test_only_networks_train_on_gpus():
     asked = {
         model: models.gpus_to_train({"gpus": 2}, model) for model in models_of(known_methods())
     }
-    assert asked == {"acae": 2, "ae": 2, "gan": 2, "pca": 0}
+    assert asked == {"acae": 2, "ae": 2, "encoder": 2, "gan": 2, "pca": 0}
+
+
+class TestModelsThatLearnFromOthers:
+    def test_what_a_model_learns_from_is_trained_too(self):
+        assert models_of(["f_anogan", "pca"]) == ["encoder", "pca", "gan"]
+        assert models_of(["f_anogan", "anogan"]) == ["encoder", "gan"]
+        assert models_of(["pca"]) == ["pca"]
+
+    def test_an_existing_one_has_learned_already(self):
+        assert models_of(["f_anogan_refined"], {"encoder": "folder"}) == ["encoder"]
+        assert models_of(["f_anogan", "anogan"], {"encoder": "folder"}) == ["encoder", "gan"]
+        assert models_of(["f_anogan"], {"gan": "folder"}) == ["encoder", "gan"]
+
+    def test_what_they_learn_from_may_be_a_chain(self, tmp_path, monkeypatch):
+        folder = tmp_path / "anogan/methods"
+        folder.mkdir(parents=True)
+        for name, needed in (("a", "b"), ("b", "c"), ("c", "")):
+            (folder / f"{name}.py").write_text(f'MODEL = "{name}"\n' + f"NEEDS = {needed!r}\n")
+        monkeypatch.setattr(models, "ROOT", tmp_path)
+        monkeypatch.setattr(models, "_constants", models._constants.__wrapped__)
+        assert models_of(["a"]) == ["a", "b", "c"]
+        assert models_of(["a"], {"b": "folder"}) == ["a", "b"]
+
+    def test_an_existing_model_must_be_needed(self, tmp_path):
+        for name in ("gan", "encoder"):
+            (tmp_path / name).mkdir()
+            model = {"model": name, "architecture": {"patch_size": 64}}
+            (tmp_path / name / "model.json").write_text(json.dumps(model))
+        folders = {name: str(tmp_path / name) for name in ("gan", "encoder")}
+        resolve_config({"methods": ["f_anogan"], "existing_models": {"gan": folders["gan"]}})
+        with pytest.raises(PlanningError, match="no method needs 'gan'; needed are encoder"):
+            resolve_config({"methods": ["f_anogan"], "existing_models": folders})

@@ -39,7 +39,7 @@ def resolve_config(config: dict) -> dict:
     }
     _check_methods(resolved)
     _choose_heatmaps(resolved)
-    for model in models_of(resolved["methods"]):
+    for model in models_of(resolved["methods"], resolved["existing_models"]):
         if model not in resolved["existing_models"]:
             _check_training(resolved, model)
     _check_search(resolved["map"])
@@ -49,7 +49,7 @@ def resolve_config(config: dict) -> dict:
 
 def _check_methods(config: dict) -> None:
     _check_known("methods", config["methods"])
-    models = models_of(config["methods"])
+    models = models_of(config["methods"], config["existing_models"])
     for model, folder in config["existing_models"].items():
         if model not in models:
             raise PlanningError(

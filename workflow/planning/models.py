@@ -3,13 +3,16 @@
 import ast
 import functools
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LEADING = ("anogan", "gan_r", "p_d", "acae", "ae", "pca")  # the first that runs leads the report
+# the first that runs leads the report
+LEADING = ("anogan", "f_anogan_refined", "f_anogan", "gan_r", "p_d", "acae", "ae", "pca")
 COMPOSITION = ("lambda", "weighting", "feature_layer", "feature_distance")
+REFINEMENT = ("refine_steps", "refine_learning_rate", "refine_restarts")
 ALWAYS = ("batch_size",)
-CONSTANTS = ("MODEL", "HEEDS", "USES_GPU")  # of a method's module
+CONSTANTS = ("MODEL", "NEEDS", "HEEDS", "USES_GPU")  # of a method's module
 NO_OPTION = ("chunks", "residuals")  # not of the score itself
 
 
@@ -17,6 +20,8 @@ NO_OPTION = ("chunks", "residuals")  # not of the score itself
 def _constants(method: str) -> dict[str, object]:
     """Return the constants that a method's module says of itself, read without importing it."""
     path = ROOT / "anogan" / "methods" / f"{method}.py"
+    if not path.exists():
+        return {}
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in CONSTANTS:
@@ -35,9 +40,22 @@ def model_of(method: str) -> str:
     return _constants(method)["MODEL"]
 
 
-def models_of(methods: list[str]) -> list[str]:
-    """Return the models that methods need, each once."""
-    return list(dict.fromkeys(model_of(method) for method in methods))
+def needed_model(model: str) -> str | None:
+    """Return the model that another learns from, None where patches are all it needs."""
+    return _constants(model).get("NEEDS")
+
+
+def models_of(methods: list[str], existing: Collection[str] = ()) -> list[str]:
+    """Return the models that methods need, each once, and those that these learn from.
+
+    What an `existing` model has learned from is not needed any more.
+    """
+    models = list(dict.fromkeys(model_of(method) for method in methods))
+    for model in models:  # which grows meanwhile
+        needed = None if model in existing else needed_model(model)
+        if needed and needed not in models:
+            models.append(needed)
+    return models
 
 
 def gpus_to_train(config: dict, model: str) -> int:
@@ -46,8 +64,13 @@ def gpus_to_train(config: dict, model: str) -> int:
 
 
 def heeds(method: str, group: str) -> bool:
-    """Tell whether a method heeds a group of the options of `score`: search or composition."""
+    """Tell whether a method heeds a group of options of `score`: see `anogan.methods`."""
     return group in _constants(method).get("HEEDS", ())
+
+
+def searches(method: str) -> bool:
+    """Tell whether a method searches for z, which is worth several cores."""
+    return heeds(method, "search") or heeds(method, "refinement")
 
 
 def headline(methods: list[str]) -> str:
@@ -69,9 +92,12 @@ def score_options(config: dict, method: str) -> str:
     options = {key: section[key] for key in ALWAYS}
     if heeds(method, "composition"):
         options |= {key: section[key] for key in COMPOSITION}
+    if heeds(method, "refinement"):
+        options |= {key: section[key] for key in REFINEMENT}
     if heeds(method, "search"):
-        others = (*ALWAYS, *COMPOSITION, *NO_OPTION)
+        others = (*ALWAYS, *COMPOSITION, *REFINEMENT, *NO_OPTION)
         options |= {key: value for key, value in section.items() if key not in others}
+    if searches(method):
         options |= {"seed": config["seed"], "precision": config["precision"]}
     return _options(options)
 

@@ -17,10 +17,11 @@ from planning.existing import check_patches, existing_patches
 from planning.models import (
     gpus_to_train,
     headline,
-    heeds,
     model_of,
     models_of,
+    needed_model,
     score_options,
+    searches,
     train_options,
 )
 from planning.sample_sheet import PHANTOM_FOLDER, chunk_of, read_sample_sheet
@@ -34,7 +35,8 @@ connect(storage, is_planning=lambda: workflow.iocache.active)
 try:
     config = resolve_config(config)
     EXISTING_MODELS = config["existing_models"]
-    NEEDS_TRAINING = set(models_of(config["methods"])) - set(EXISTING_MODELS)
+    MODELS = models_of(config["methods"], EXISTING_MODELS)
+    NEEDS_TRAINING = set(MODELS) - set(EXISTING_MODELS)
     EXISTING_PATCHES = existing_patches(config["existing_patches"])
     SHEET = read_sample_sheet(
         config["volumes"], config["data_dir"], bool(NEEDS_TRAINING), EXISTING_PATCHES
@@ -184,6 +186,18 @@ def training_pictures(wildcards):
     model = model_of(HEADLINE)
     names = ("history.tsv", "samples.png", "real.png") if model in NEEDS_TRAINING else ()
     return at([f"{model_folder(model)}/{name}" for name in names])
+
+
+def needed_files(wildcards):
+    """The files of the model that another learns from; none where it learns from patches alone."""
+    needed = needed_model(wildcards.model)
+    names = ("model.json", "weights.safetensors") if needed else ()
+    return at([f"{model_folder(needed)}/{name}" for name in names])
+
+
+def needed_option(wildcards, input):
+    folders = [os.path.dirname(path) for path in input.needed[:1]]
+    return option(f"--{needed_model(wildcards.model)}", folders)
 
 
 def model_file(name):

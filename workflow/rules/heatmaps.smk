@@ -14,7 +14,7 @@ rule heatmap:
         f"{LOCAL}/benchmarks/heatmap/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
+    threads: lambda wildcards: 8 if searches(wildcards.method) else 1
     resources:
         gpu=min(1, config["gpus"]),
         mem_mb=memory(4000),

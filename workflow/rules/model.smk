@@ -1,10 +1,11 @@
-# The models, each trained on all healthy training patches, and the methods that score with them: one
-# job per method and chunk. docs/methods.md says how to add a method.
+# The models, each trained on all healthy training patches (and some on another model), and the methods
+# that score with them: one job per method and chunk. docs/methods.md says how to add a method.
 
 
 rule train:
     input:
-        patch_file("train"),
+        patches=patch_file("train"),
+        needed=needed_files,
     output:
         description=result("model/{model}/model.json"),
         weights=result("model/{model}/weights.safetensors"),
@@ -25,13 +26,15 @@ rule train:
     params:
         code=code_version("anogan.train"),
         of_model=lambda wildcards: code_version(f"anogan.methods.{wildcards.model}"),
+        needed=needed_option,
         options=lambda wildcards: train_options(config, wildcards.model),
         folder=subpath(output.description, parent=True),
         # what is seen while it runs and what a killed training goes on from: no declared output,
         # as those are removed when the job fails
         meanwhile=lambda wildcards: f"{LOCAL}/training/{wildcards.model}",
     shell:
-        "python -m anogan train {wildcards.model} --patches {input:q} {params.options}"
+        "python -m anogan train {wildcards.model} --patches {input.patches:q} {params.needed}"
+        " {params.options}"
         " --threads {threads} --gpus {resources.gpu} --memory-mb {resources.mem_mb}"
         " --training-folder {params.meanwhile:q} --output {params.folder:q} > {log:q} 2>&1"
 
@@ -50,7 +53,7 @@ rule score:
         f"{LOCAL}/benchmarks/score/{{method}}/{{part}}.tsv"
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: 8 if heeds(wildcards.method, "search") else 1
+    threads: lambda wildcards: 8 if searches(wildcards.method) else 1
     resources:
         gpu=min(1, config["gpus"]),
         mem_mb=memory(4000),

@@ -3,7 +3,7 @@
 FIGURES = ["roc_methods", "roc_scores", "distributions", "precision_recall", "panel", "gallery"]
 FIGURES += ["calibration", "strip", "training"]
 LATENT = []  # what the GAN has made of patches, if there is one
-if "gan" in models_of(config["methods"]):
+if "gan" in MODELS:
     FIGURES += ["tsne", "walks"]
     LATENT = [result("latent/gan.h5")]
 
