@@ -35,15 +35,18 @@ class Style(NamedTuple):
 
 RESIDUAL = Style("R(x), residual", VERMILION, "-", "o")
 FEATURES = Style("D(x), features", BLUE, DASHED, "s")
+WITH_FEATURES = ("anogan", "f_anogan_refined", "f_anogan", "acae")  # methods that have R and D
 STYLES = {
     "anogan": Style("AnoGAN, A(x)", VERMILION, "-", "o"),
+    "f_anogan_refined": Style("f-AnoGAN refined, A(x)", ORANGE, (0, (8, 1.5)), "<"),
+    "f_anogan": Style("f-AnoGAN, A(x)", ORANGE, (0, (2, 1)), ">"),
     "gan_r": Style("GAN$_R$, Â(x)", BLUE, DASHED, "s"),
     "p_d": Style("P$_D$", GREEN, DOTTED, "^"),
     "acae": Style("aCAE", PURPLE, (0, (6, 1.5, 1, 1.5)), "D"),
     "ae": Style("AE", SKY, (0, (3, 1.2, 1, 1.2, 1, 1.2)), "v"),
     "pca": Style("PCA", BLACK, (0, (3, 1.5)), "P"),
-    **dict.fromkeys(("anogan_R", "gan_r_R", "acae_R", "ae_R", "pca_R"), RESIDUAL),
-    **dict.fromkeys(("anogan_D", "acae_D"), FEATURES),
+    **{f"{name}_R": RESIDUAL for name in (*WITH_FEATURES, "gan_r", "ae", "pca")},
+    **{f"{name}_D": FEATURES for name in WITH_FEATURES},
     "gan_r_D_hat": Style("D̂(x), reference", GREEN, DOTTED, "^"),
 }
 OTHER_STYLES = (  # of scores that are not known: colour, line, marker

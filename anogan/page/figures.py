@@ -21,7 +21,7 @@ from anogan.page.tables import interval_text, method_name
 from preprocessing.own_files import reading
 from preprocessing.patch_file import open_patches, read_index
 
-GAN_METHODS = ("anogan", "gan_r")  # that rebuild a patch as G(z)
+GAN_METHODS = ("anogan", "f_anogan_refined", "f_anogan", "gan_r")  # that rebuild a patch as G(z)
 PANEL_PATCHES = 12
 GALLERY_PATCHES = 6  # of each kind of failure
 
