@@ -20,7 +20,7 @@ from anogan.scoring import (
     score_batches,
 )
 from preprocessing.errors import InputError
-from preprocessing.geometry import geometry_path, read_geometry
+from preprocessing.geometry import Geometry, geometry_path, height_px, read_geometry
 from preprocessing.patch_file import shared_settings
 from preprocessing.patch_grid import grid_corners
 from preprocessing.patches import (
@@ -57,7 +57,12 @@ class MeanMap:
 
 
 def map_volume(
-    volume: Volume, corners: np.ndarray, size: int, method: ReadyMethod, batch_size: int
+    volume: Volume,
+    geometry: Geometry,
+    corners: np.ndarray,
+    size: int,
+    method: ReadyMethod,
+    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the maps of score and residual (b, r, c) of the patches at `corners` (n, 3).
 
@@ -70,7 +75,12 @@ def map_volume(
     score, residual = (MeanMap(gray.shape, size) for _ in range(2))
     rebuilds = False
     for rows, x, scores, rebuilt in score_batches(
-        lambda rows: cut(gray, corners[rows], size), keys, method.scorer, batch_size, method.device
+        lambda rows: cut(gray, corners[rows], size),
+        keys,
+        height_px(geometry.bm, corners[:, 1]),
+        method.scorer,
+        batch_size,
+        method.device,
     ):
         score.add(corners[rows], scores[:, :1, None])
         rebuilds = rebuilt is not None
@@ -107,7 +117,9 @@ def command(args: argparse.Namespace) -> str:
                 check_preprocessing(path, size, shared_settings(volume.parameters), method.model)
                 geometry = read_geometry(geometry_path(path))
                 corners = grid_corners(volume, geometry, size, args.stride)
-                score, residual = map_volume(volume, corners, size, method, args.batch_size)
+                score, residual = map_volume(
+                    volume, geometry, corners, size, method, args.batch_size
+                )
                 writer.append(
                     VolumeMaps(
                         volume.volume,

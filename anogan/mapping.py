@@ -243,7 +243,9 @@ class Mapper:
         starts = EncodedStarts(encoder, settings.restarts, options.seed)
         return cls(generator, discriminator, discrimination, settings, starts, dtype)
 
-    def __call__(self, x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, keys: list[str], height_px: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return scores (n, 3) and G(z) of patches x (n, 1, h, w), the best of all restarts."""
         fast = exact = self._loss(self.exact, x)
         if self.fast is not self.exact:

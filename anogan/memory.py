@@ -32,8 +32,10 @@ TRAINED = {
     "ae": ((Encoder, Generator), 2),
     "acae": ((Encoder, Generator, Discriminator), 4),
     "encoder": ((Encoder,), 4),
+    "restorer": ((Encoder, Generator), 2),
 }
-FROZEN = {"encoder": (Generator, Discriminator)}  # networks that a model learns from
+# networks that a model learns from
+FROZEN = {"encoder": (Generator, Discriminator)}
 PENALTY_PASSES = 4  # of WGAN-GP, for a gradient of a gradient
 
 

@@ -23,6 +23,7 @@ from preprocessing.patch_file import (
     INDEX_DTYPE,
     check_whole,
     common_preprocessing,
+    heights_px,
     open_patches,
     read_index,
 )
@@ -85,7 +86,10 @@ def score_file(
         pictures: dict[int, np.ndarray] = {}
         scores = np.zeros((len(index), len(columns)), np.float32)
         take = file["patches"].__getitem__
-        for rows, _, values, rebuilt in score_batches(take, keys, scorer, batch_size, device):
+        height_px = heights_px(file, index)
+        for rows, _, values, rebuilt in score_batches(
+            take, keys, height_px, scorer, batch_size, device
+        ):
             scores[rows] = values
             if rebuilt is not None:
                 failures.add(rows, values[:, 0])

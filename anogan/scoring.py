@@ -19,10 +19,12 @@ from anogan.progress import progress
 from anogan.scores import add_score_arguments
 from preprocessing.errors import InputError
 
-OWN_METHOD = {"gan": "anogan", "encoder": "f_anogan"}  # of a model that is not named as its method
+# of models that are not named as their method
+OWN_METHOD = {"gan": "anogan", "encoder": "f_anogan", "restorer": "r_anogan"}
 
-# (x (n, 1, h, w), what names each patch for ever) -> (scores (n, k), rebuilt patches or None)
-Scorer = Callable[[Tensor, list[str]], tuple[Tensor, Tensor | None]]
+# (x (n, 1, h, w), what names each patch for ever, how many rows its top row lies above BM (n,), NaN
+# where unknown) -> (scores (n, k), rebuilt patches or None)
+Scorer = Callable[[Tensor, list[str], Tensor], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ def padded_batches(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
 def score_batches(
     take: Callable[[slice], np.ndarray],
     keys: list[str],
+    height_px: np.ndarray,
     scorer: Scorer,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, Tensor | None]]:
     """Yield (rows, patches (k, h, w), scores (k, n), rebuilt (k, 1, h, w) or None), by batches.
 
-    `take(rows)` returns the gray values of some patches, `keys` names all of them.
+    `take(rows)` returns the gray values of some patches, `keys` names all of them, `height_px` (n,)
+    tells their height above BM.
     """
     batches = list(padded_batches(len(keys), batch_size))
     for rows, count in progress(batches, len(batches), "score"):
@@ -71,7 +75,8 @@ def score_batches(
         gray = take(counted).astype(np.float32)
         padded = torch.from_numpy(gray[rows - rows[0]]).unsqueeze(1)
         x = padded.to(device, memory_format=torch.channels_last)
-        scores, rebuilt = scorer(x, [keys[row] for row in rows])
+        height = torch.from_numpy(height_px[rows]).to(device)
+        scores, rebuilt = scorer(x, [keys[row] for row in rows], height)
         rebuilt = None if rebuilt is None else rebuilt[:count]
         yield counted, gray, scores[:count].cpu().numpy(), rebuilt
 

@@ -20,6 +20,7 @@ from preprocessing.patch_file import (
     MappedPatches,
     check_whole,
     common_preprocessing,
+    heights_px,
     open_patches,
     read_index,
 )
@@ -27,11 +28,12 @@ from preprocessing.patch_file import (
 FINGERPRINT_PATCHES = 4096
 
 
-def read_healthy(path: str, check: bool = True) -> tuple[MappedPatches, dict, str]:
-    """Return patches (n, size, size) left on the disk, what to remember of them, a fingerprint.
+def read_healthy(path: str, check: bool = True) -> tuple[MappedPatches, np.ndarray, dict, str]:
+    """Return patches (n, size, size) left on the disk, heights, what to remember, a fingerprint.
 
-    With `check`, the whole file is compared with its checksums, at about 1 GB a second. Raises
-    InputError when it is damaged or a patch is not healthy.
+    The heights (n,) are rows above BM. With `check`, the whole file is compared with its
+    checksums, at about 1 GB a second. Raises InputError when it is damaged or a patch is not
+    healthy.
     """
     with open_patches(path) as file:
         if check:
@@ -52,7 +54,8 @@ def read_healthy(path: str, check: bool = True) -> tuple[MappedPatches, dict, st
         patches = MappedPatches(file)
         some = np.linspace(0, len(patches) - 1, FINGERPRINT_PATCHES).astype(int)
         content = file["index"][:].tobytes() + patches[some].tobytes()
-    return patches, facts, hashlib.sha256(content).hexdigest()
+        height_px = heights_px(file, index)
+    return patches, height_px, facts, hashlib.sha256(content).hexdigest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +107,7 @@ def command(args: argparse.Namespace) -> str:
 
 
 def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> str:
-    patches, facts, fingerprint = read_healthy(args.patches, place.is_first)
+    patches, height_px, facts, fingerprint = read_healthy(args.patches, place.is_first)
     needed = _needed(args, patches.shape[-1], facts, device)
     output = Path(args.output)
     context = Context(
@@ -116,6 +119,7 @@ def _train(args: argparse.Namespace, place: Workers, device: torch.device) -> st
         workers=place,
         memory_mb=args.memory_mb,
         checkpoint_s=args.checkpoint_s,
+        height_px=height_px,
         needed=needed,
     )
     fitted = load_method(args.model).fit(patches, args, context)

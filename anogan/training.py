@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ LONGEST_ROW = 100  # steps
 SAMPLE_GRIDS = 20
 LEARNING_MODULES = (
     *("autoencoder", "batches", "convolutions", "distributed", "losses", "networks", "training"),
-    *("methods/acae", "methods/encoder", "methods/gan"),
+    *("methods/acae", "methods/encoder", "methods/gan", "methods/restorer"),
 )
 NOT_LEARNED = (  # options that do not decide what is learned
     *("model", "seed", "debug", "patches", "output", "training_folder", "checkpoint_s"),
@@ -51,7 +52,8 @@ NOT_LEARNED = (  # options that do not decide what is learned
 class Context:
     """Where and how a model is trained: device, type to compute in, seed, folder, processes.
 
-    `data` is a fingerprint of the training patches, `needed` the model to learn from, if any.
+    `data` is a fingerprint of the training patches, `height_px` (n,) how many rows their top rows
+    lie above BM, `needed` the model to learn from, if any.
     """
 
     device: torch.device
@@ -62,6 +64,7 @@ class Context:
     workers: Workers = field(default_factory=Workers)
     memory_mb: int = 0
     checkpoint_s: float = 300
+    height_px: np.ndarray | None = None
     needed: TrainedModel | None = None
 
     def autocast(self) -> AbstractContextManager:

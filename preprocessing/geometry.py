@@ -43,6 +43,11 @@ class Geometry:
         return b, (np.asarray(z) - self.z_offset[b, c]) / self.z_scale[b, c], c
 
 
+def height_px(bm: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Return float32 (n,): how far above BM (b, x), which is level, rows r of a flat volume lie."""
+    return (np.nanmedian(bm) - np.asarray(r)).astype(np.float32)
+
+
 def vendor_order(
     b: np.ndarray,
     x: np.ndarray,

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from preprocessing.errors import InputError
-from preprocessing.geometry import FIELDS, Geometry
+from preprocessing.geometry import FIELDS, Geometry, height_px
 from preprocessing.hdf5 import CHECKED, new_hdf5, open_hdf5
 from preprocessing.own_files import reading
 from preprocessing.volume import NOT_EXAMINED
@@ -207,6 +207,19 @@ def read_geometry_of(file: h5py.File, volume: str) -> tuple[Geometry, dict]:
     group = file["geometry"][volume]
     fields = {name: group[name][()] for name in FIELDS}
     return Geometry(**{**fields, "x_factor": float(fields["x_factor"])}), dict(group.attrs)
+
+
+def heights_px(file: h5py.File, index: "pd.DataFrame") -> np.ndarray:
+    """Return (n,) float32: how many rows above BM the top row of each patch of an index lies.
+
+    NaN where the file has no geometry of the volume.
+    """
+    heights = np.full(len(index), np.nan, np.float32)
+    for volume, rows in index.groupby("volume").indices.items():
+        bm = file.get(f"geometry/{volume}/bm")
+        if bm is not None:
+            heights[rows] = height_px(bm[:], index["z"].to_numpy()[rows])
+    return heights
 
 
 def shared_settings(parameters: dict) -> dict:

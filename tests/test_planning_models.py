@@ -32,7 +32,7 @@ def stage_options(stage: str, *arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@pytest.mark.parametrize("model", ["gan", "encoder", "acae", "ae", "pca"])
+@pytest.mark.parametrize("model", ["gan", "encoder", "restorer", "acae", "ae", "pca"])
 def test_every_key_of_a_model_is_an_option_of_its_training(model):
     config = resolve_config({})
     files = ["--patches", "p.h5", "--output", "m"]
@@ -70,7 +70,7 @@ def test_a_method_is_scored_with_the_options_that_it_heeds(method, stage, files)
 
 
 def test_the_planner_knows_the_methods():
-    expected = ["acae", "ae", "anogan", "f_anogan", "f_anogan_refined", "gan_r", "p_d", "pca"]
+    expected = ["acae", "ae", "anogan", "f_anogan", "f_anogan_refined", "gan_r", "p_d", "pca", "r_anogan"]
     assert known_methods() == expected
     for method in known_methods():
         assert model_of(method) == importlib.import_module(f"anogan.methods.{method}").MODEL
@@ -143,7 +143,7 @@ def test_only_networks_train_on_gpus():
     asked = {
         model: models.gpus_to_train({"gpus": 2}, model) for model in models_of(known_methods())
     }
-    assert asked == {"acae": 2, "ae": 2, "encoder": 2, "gan": 2, "pca": 0}
+    assert asked == {"acae": 2, "ae": 2, "encoder": 2, "gan": 2, "pca": 0, "restorer": 2}
 
 
 class TestModelsThatLearnFromOthers:

@@ -252,7 +252,7 @@ def test_the_patches_scored_most_wrongly_are_kept(tmp_path, rng, batch_size):
     with PatchWriter(tmp_path / "p.h5", SIZE) as writer:
         writer.append(gray, None, index)
 
-    def scorer(x, keys):
+    def scorer(x, keys, height_px):
         return x[:, 0, :1, 0], -x
 
     cpu = torch.device("cpu")

@@ -14,7 +14,7 @@ from preprocessing.errors import InputError
 from preprocessing.own_files import reading
 
 # the order of tables and legends; the first that ran leads the report
-KNOWN = ("anogan", "f_anogan_refined", "f_anogan", "gan_r", "p_d", "acae", "ae", "pca")
+KNOWN = ("r_anogan", "anogan", "f_anogan_refined", "f_anogan", "gan_r", "p_d", "acae", "ae", "pca")
 BASELINES = ("acae", "ae", "pca")  # trained without a GAN's search: what AnoGAN has to beat
 PATCH = ["volume", "bscan", "z", "x"]
 DESCRIPTION = [

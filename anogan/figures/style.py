@@ -37,6 +37,10 @@ RESIDUAL = Style("R(x), residual", VERMILION, "-", "o")
 FEATURES = Style("D(x), features", BLUE, DASHED, "s")
 WITH_FEATURES = ("anogan", "f_anogan_refined", "f_anogan", "acae")  # methods that have R and D
 STYLES = {
+    "r_anogan": Style("Restoring AnoGAN, S(x)", BLUE, "-", "h"),
+    "r_anogan_S_fine": Style("S(x), fine scale", GREEN, DOTTED, "^"),
+    "r_anogan_S_coarse": Style("S(x), coarse scale", PURPLE, (0, (6, 1.5, 1, 1.5)), "D"),
+    "r_anogan_L2": Style("L2 of the residual", BLACK, (0, (3, 1.5)), "P"),
     "anogan": Style("AnoGAN, A(x)", VERMILION, "-", "o"),
     "f_anogan_refined": Style("f-AnoGAN refined, A(x)", ORANGE, (0, (8, 1.5)), "<"),
     "f_anogan": Style("f-AnoGAN, A(x)", ORANGE, (0, (2, 1)), ">"),
@@ -45,7 +49,7 @@ STYLES = {
     "acae": Style("aCAE", PURPLE, (0, (6, 1.5, 1, 1.5)), "D"),
     "ae": Style("AE", SKY, (0, (3, 1.2, 1, 1.2, 1, 1.2)), "v"),
     "pca": Style("PCA", BLACK, (0, (3, 1.5)), "P"),
-    **{f"{name}_R": RESIDUAL for name in (*WITH_FEATURES, "gan_r", "ae", "pca")},
+    **{f"{name}_R": RESIDUAL for name in (*WITH_FEATURES, "r_anogan", "gan_r", "ae", "pca")},
     **{f"{name}_D": FEATURES for name in WITH_FEATURES},
     "gan_r_D_hat": Style("D̂(x), reference", GREEN, DOTTED, "^"),
 }

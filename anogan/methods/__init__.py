@@ -1,8 +1,9 @@
 """The ways to score patches, a module each; docs/methods.md says how to add one.
 
 Scoring: `MODEL`, the trained model it needs; `SCORES`, its columns, the method's own score first;
-`scorer(model, options, device, dtype)`, which returns a function from patches x (n, 1, h, w) and
-their keys (n) to (scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None). `HEEDS` names the
+`scorer(model, options, device, dtype)`, which returns a function from patches x (n, 1, h, w), their
+keys (n) and height_px (n), how many rows their top row lies above BM (NaN where unknown), to
+(scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None). `HEEDS` names the
 groups of options of `score` that it heeds: "search", "refinement" and "composition"; the workflow
 reads all constants but `SCORES` without importing the module.
 Training, in the module named as the model: `add_train_arguments(parser)` and

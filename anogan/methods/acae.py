@@ -93,7 +93,7 @@ def scorer(
     autoencoder = load_autoencoder(model, discriminator=discriminator)
 
     @torch.no_grad()
-    def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+    def score(x: Tensor, keys: list[str], height_px: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rebuilt = autoencoder(x)
         r = residual_score(x, rebuilt)
         d = discrimination(discriminator, x)(rebuilt)

@@ -34,7 +34,7 @@ def scorer(
     autoencoder = load_autoencoder(model)
 
     @torch.no_grad()
-    def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+    def score(x: Tensor, keys: list[str], height_px: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rebuilt = autoencoder(x)
         return residual_scores(x, rebuilt), rebuilt
 

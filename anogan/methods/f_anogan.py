@@ -34,7 +34,7 @@ def scorer(
     freeze(encoder, generator, discriminator)
 
     @torch.no_grad()
-    def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+    def score(x: Tensor, keys: list[str], height_px: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rebuilt = generator(encoder(x))
         f_x, f_rebuilt = (discriminator.features(image, depth) for image in (x, rebuilt))
         residual, difference = x - rebuilt, f_x - f_rebuilt

@@ -21,7 +21,7 @@ def scorer(
     freeze(discriminator)
 
     @torch.no_grad()
-    def score(x: Tensor, keys: list[str]) -> tuple[Tensor, None]:
+    def score(x: Tensor, keys: list[str], height_px: Tensor | None = None) -> tuple[Tensor, None]:
         return -discriminator(x)[:, None], None
 
     return score

@@ -78,7 +78,7 @@ def scorer(
     mean, components = (model.weights[name].to(device) for name in ("mean", "components"))
 
     @torch.no_grad()
-    def score(x: Tensor, keys: list[str]) -> tuple[Tensor, Tensor]:
+    def score(x: Tensor, keys: list[str], height_px: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rebuilt = rebuild(x, mean, components)
         return residual_scores(x, rebuilt), rebuilt
 

@@ -5,6 +5,7 @@ from anogan.page.tables import TABLE_COLUMNS, comparison_rows
 
 NAMES = {
     "anogan": "AnoGAN, $A(x)$",
+    "r_anogan": "restoring AnoGAN, $S(x)$",
     "f_anogan_refined": "f-AnoGAN refined, $A(x)$",
     "f_anogan": "f-AnoGAN, $A(x)$",
     "gan_r": r"GAN$_R$, $\hat{A}(x)$",

@@ -1,0 +1,153 @@
+"""How unusual a residual is, given where it lies and what was expected there.
+
+A sum over all pixels drowns a small lesion in speckle, and a residual that means nothing in a
+bright layer means much in a dark one. So, per patch x and what it was rebuilt as, x^:
+
+1. r_s = (x - x^) smoothed by a Gaussian, at each scale s: fine for foci, coarse for fluid;
+2. d_s = (r_s - m_s) / sd_s, with the mean and the standard deviation that healthy patches have
+   at that height above Bruch's membrane where x^ has that gray value: a table, learned once;
+3. the mean of the largest |d_s| of the patch, a small share of its pixels;
+4. its logarithm, standardised by that of healthy patches, S_s; and S = log mean exp S_s, their
+   soft maximum.
+
+All S are in standard deviations of healthy patches. Where the height is not known, the table of all
+heights together serves.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from anogan.model import TrainedModel
+from preprocessing.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How far residuals are smoothed (sigma in pixels), and the share that is looked at."""
+
+    name: str
+    z_px: float
+    x_px: float
+    share: float
+
+
+SCALES = (Scale("fine", 1.0, 0.5, 0.0008), Scale("coarse", 4.0, 2.0, 0.05))
+EXPECTED = Scale("expected", 1.0, 1.0, 1.0)  # x^ before its gray value is read
+GRAYS = 12  # bins, of equal numbers of pixels
+BIN_PX, LOWEST_PX, HEIGHTS = 6, -42, 36  # bins of heights; all heights together come after them
+PRIOR_PX = 3000  # pixels of all heights that count in every bin, so that none is empty
+LEAST_VARIANCE = 1e-4  # of gray values in [-1, 1]
+
+
+@cache
+def _kernel(sigma: float) -> Tensor:
+    reach = max(1, round(4 * sigma))
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
+    return weights / weights.sum()
+
+
+def smoothed(image: Tensor, scale: Scale) -> Tensor:
+    """Return images (n, 1, h, w) smoothed by a Gaussian; beyond the border its pixels repeat."""
+    along_z, along_x = (_kernel(sigma).to(image) for sigma in (scale.z_px, scale.x_px))
+    z, x = len(along_z) // 2, len(along_x) // 2
+    image = conv2d(pad(image, (0, 0, z, z), mode="replicate"), along_z.view(1, 1, -1, 1))
+    return conv2d(pad(image, (x, x, 0, 0), mode="replicate"), along_x.view(1, 1, 1, -1))
+
+
+def largest_mean(values: Tensor, share: float) -> Tensor:
+    """Return (n,) the mean of the largest `share`, but one at least, of values (n, 1, h, w)."""
+    flat = values.flatten(1)
+    return flat.topk(max(1, round(share * flat.shape[1])), dim=1).values.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is usual in healthy patches.
+
+    Attributes
+    ----------
+    edges : (GRAYS - 1,) gray values of x^ between the bins.
+    mean, sd : (scales, (HEIGHTS + 1) * GRAYS) of the smoothed residual, by height, then gray value.
+    centre, spread : (scales,) mean and standard deviation of the logarithm of step 4.
+    """
+
+    edges: Tensor
+    mean: Tensor
+    sd: Tensor
+    centre: Tensor
+    spread: Tensor
+
+    def scores(self, x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Tensor:
+        """Return S and every S_s, (n, 1 + scales), of patches x and as rebuilt (n, 1, h, w).
+
+        `height_px` (n,) tells how many rows the top row of each lies above BM, NaN where unknown.
+        """
+        unusual = _unusual(x, rebuilt, height_px, self.edges, self.mean, self.sd)
+        unusual = (unusual.log() - self.centre) / self.spread
+        soft_maximum = unusual.logsumexp(dim=1, keepdim=True) - math.log(len(SCALES))
+        return torch.cat([soft_maximum, unusual], dim=1)
+
+
+def learn_usual(x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Usual:
+    """Return what is usual in healthy patches x, rebuilt as (n, 1, h, w), `height_px` (n,)."""
+    expected = smoothed(rebuilt, EXPECTED).flatten().sort().values
+    edges = expected[torch.arange(1, GRAYS, device=x.device) * len(expected) // GRAYS]
+    place = _place(rebuilt, height_px, edges).flatten()
+    tables = [_table(smoothed(x - rebuilt, scale).flatten(), place) for scale in SCALES]
+    mean, sd = (torch.stack(parts) for parts in zip(*tables, strict=True))
+    logs = _unusual(x, rebuilt, height_px, edges, mean, sd).log()
+    return Usual(edges, mean, sd, logs.mean(dim=0), logs.std(dim=0))
+
+
+def _table(r: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of residuals r (k,) by place, ((HEIGHTS + 1) * GRAYS,)."""
+    bins = (HEIGHTS + 1) * GRAYS
+    sums = torch.stack([torch.bincount(place, r.double() ** power, bins) for power in range(3)])
+    sums = sums.view(3, HEIGHTS + 1, GRAYS)
+    everywhere = sums.sum(dim=1, keepdim=True)
+    sums = sums + PRIOR_PX * everywhere / everywhere[0].clamp(min=1)
+    sums[:, -1:] = everywhere
+    count, total, squares = sums.flatten(1)
+    mean = total / count.clamp(min=1)
+    variance = squares / count.clamp(min=1) - mean.square()
+    return mean.float(), variance.clamp(min=LEAST_VARIANCE).sqrt().float()
+
+
+def _place(rebuilt: Tensor, height_px: Tensor, edges: Tensor) -> Tensor:
+    """Return which entry of a table each pixel (n, 1, h, w) of patches as rebuilt belongs to."""
+    rows = torch.arange(rebuilt.shape[2], device=rebuilt.device)
+    height = ((height_px[:, None] - rows - LOWEST_PX) / BIN_PX).floor().clamp(0, HEIGHTS - 1)
+    height = height.nan_to_num(HEIGHTS).long()[:, None, :, None]
+    return height * GRAYS + torch.bucketize(smoothed(rebuilt, EXPECTED), edges)
+
+
+def _unusual(
+    x: Tensor, rebuilt: Tensor, height_px: Tensor, edges: Tensor, mean: Tensor, sd: Tensor
+) -> Tensor:
+    """Return (n, scales) the mean of the largest |d_s|."""
+    place = _place(rebuilt, height_px, edges)
+    found = []
+    for scale, usual, spread in zip(SCALES, mean, sd, strict=True):
+        d = (smoothed(x - rebuilt, scale) - usual[place]) / spread[place]
+        found.append(largest_mean(d.abs(), scale.share))
+    return torch.stack(found, dim=1)
+
+
+def load_usual(model: TrainedModel) -> Usual:
+    """Return what a model has learned as usual; InputError when it is missing or of other sizes."""
+    bins = (HEIGHTS + 1) * GRAYS
+    table, one_each = (len(SCALES), bins), (len(SCALES),)
+    shapes = ((GRAYS - 1,), table, table, one_each, one_each)
+    names = [field.name for field in fields(Usual)]
+    found = [model.weights.get(f"usual.{name}") for name in names]
+    if [None if part is None else tuple(part.shape) for part in found] != list(shapes):
+        raise InputError(
+            f"{model.folder}: the weights do not tell what is usual in healthy patches; train the "
+            "model again"
+        )
+    return Usual(*found)

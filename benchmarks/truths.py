@@ -1,0 +1,135 @@
+"""Patches whose truth is known: real drusen, real fluid, and inserted lesions with their sham.
+
+Every set of positive patches comes with its own negatives (see `Truth`), so that nothing but the
+lesion tells them apart wherever that is possible.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.drusen import LEAST_PX, RAISED_UM
+from benchmarks.insertion import KINDS, choose_sites, insert
+from preprocessing.geometry import Geometry
+from preprocessing.patches import cut, possible_corners, window_sums
+from preprocessing.seeds import derive_seed
+from preprocessing.volume import Volume
+
+SIZE = 64
+CONTRASTS = {"sham": 0.0, "half": 0.5, "full": 1.0}
+
+
+@dataclass
+class Eye:
+    """A flat volume and its geometry."""
+
+    flat: Volume
+    geometry: Geometry
+
+
+@dataclass
+class Truth:
+    """Patches (n, 64, 64) with labels 1 or 0 and what they are compared within.
+
+    `index` has a row per patch: volume, bscan, z, x, label, and `group`, within which positives are
+    compared with negatives.
+    """
+
+    name: str
+    patches: np.ndarray
+    index: pd.DataFrame = field(repr=False)
+
+    @cached_property
+    def groups(self) -> list[np.ndarray]:
+        """The rows of each group."""
+        return list(self.index.groupby("group").indices.values())
+
+
+def _index(eye: Eye, corners: np.ndarray, label: int, group: str) -> pd.DataFrame:
+    b, z, x = np.asarray(corners, int).reshape(-1, 3).T
+    places = {"volume": eye.flat.volume, "bscan": b, "z": z, "x": x}
+    return pd.DataFrame({**places, "label": label, "group": group})
+
+
+def _random(corners: np.ndarray, n: int, seed: int, *labels: str) -> np.ndarray:
+    rng = np.random.default_rng(derive_seed(seed, "truths", *labels))
+    return corners[np.sort(rng.choice(len(corners), min(n, len(corners)), replace=False))]
+
+
+def inserted(eye: Eye, n: int, seed: int) -> Iterator[Truth]:
+    """Yield lesions of each kind and contrast in a healthy eye, against the same places without."""
+    for name in KINDS:
+        sites = choose_sites(eye.flat, eye.geometry, name, n, seed)
+        corners = np.array([(s.bscan, *s.corner) for s in sites]).reshape(-1, 3)
+        before = cut(eye.flat.data, corners, SIZE)
+        for grade, contrast in CONTRASTS.items():
+            after = [insert(eye.flat, eye.geometry, name, site, contrast)[0] for site in sites]
+            index = [_index(eye, corners, label, "") for label in (0, 1)]
+            yield Truth(
+                f"inserted {name}, {grade}",
+                np.concatenate([before, after]).astype(np.float16),
+                pd.concat(index, ignore_index=True),
+            )
+
+
+def raised_rpe(eye: Eye) -> np.ndarray:
+    """Return bool (b, z, x): between Bruch's membrane and an RPE raised by more than 35 um."""
+    rpe, bm = eye.geometry.rpe[:, None], eye.geometry.bm[:, None]
+    z = np.arange(eye.flat.data.shape[1])[:, None]
+    raised = (bm - rpe) * 1000 * eye.flat.spacing_mm[1] > RAISED_UM
+    return raised & (z >= rpe) & (z < bm)
+
+
+def drusen(diseased: Eye, healthy: Eye, n: int, seed: int) -> Iterator[Truth]:
+    """Yield real drusen against patches of a healthy eye, and against others of the same eye."""
+    corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
+    count = window_sums(raised_rpe(diseased), SIZE)[tuple(corners.T)]
+    shown = _random(corners[count >= LEAST_PX], n, seed, diseased.flat.volume, "drusen")
+    others = {
+        "drusen, healthy eye": (
+            healthy,
+            _random(
+                possible_corners(healthy.flat, healthy.geometry, SIZE),
+                n,
+                seed,
+                healthy.flat.volume,
+                "dry",
+            ),
+        ),
+        "drusen, same eye": (
+            diseased,
+            _random(corners[count == 0], n, seed, diseased.flat.volume, "dry"),
+        ),
+    }
+    for name, (eye, negative) in others.items():
+        patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]
+        index = [_index(diseased, shown, 1, ""), _index(eye, negative, 0, "")]
+        yield Truth(
+            name,
+            np.concatenate(patches).astype(np.float16),
+            pd.concat(index, ignore_index=True),
+        )
+
+
+def fluid(name: str, eyes: list[Eye], per_bscan: int, least: float, seed: int) -> Truth:
+    """Return real fluid, as marked, against patches without any of the same B-scan."""
+    patches, index = [], []
+    for eye in eyes:
+        corners = possible_corners(eye.flat, eye.geometry, SIZE)
+        marked = np.nan_to_num(eye.flat.annotation) >= 0.5
+        count = window_sums(marked, SIZE)[tuple(corners.T)]
+        for b in np.unique(corners[:, 0]):
+            here = corners[:, 0] == b
+            shown, dry = corners[here & (count >= least * SIZE**2)], corners[here & (count == 0)]
+            if not len(shown) or not len(dry):
+                continue
+            for label, of in ((1, shown), (0, dry)):
+                chosen = _random(of, per_bscan, seed, eye.flat.volume, str(b), str(label))
+                patches.append(cut(eye.flat.data, chosen, SIZE))
+                index.append(_index(eye, chosen, label, f"{eye.flat.volume}/{b}"))
+    return Truth(
+        name, np.concatenate(patches).astype(np.float16), pd.concat(index, ignore_index=True)
+    )
