@@ -15,6 +15,7 @@ heights together serves.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -92,6 +93,11 @@ class Usual:
         soft_maximum = unusual.logsumexp(dim=1, keepdim=True) - math.log(len(SCALES))
         return torch.cat([soft_maximum, unusual], dim=1)
 
+    def heat(self, x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Tensor:
+        """Return (n, 1, h, w) the mean over the scales of |d_s|, of patches as for `scores`."""
+        parts = _deviations(x, rebuilt, height_px, self.edges, self.mean, self.sd)
+        return torch.stack(list(parts)).mean(dim=0)
+
 
 def learn_usual(x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Usual:
     """Return what is usual in healthy patches x, rebuilt as (n, 1, h, w), `height_px` (n,)."""
@@ -130,12 +136,18 @@ def _unusual(
     x: Tensor, rebuilt: Tensor, height_px: Tensor, edges: Tensor, mean: Tensor, sd: Tensor
 ) -> Tensor:
     """Return (n, scales) the mean of the largest |d_s|."""
-    place = _place(rebuilt, height_px, edges)
-    found = []
-    for scale, usual, spread in zip(SCALES, mean, sd, strict=True):
-        d = (smoothed(x - rebuilt, scale) - usual[place]) / spread[place]
-        found.append(largest_mean(d.abs(), scale.share))
+    parts = _deviations(x, rebuilt, height_px, edges, mean, sd)
+    found = [largest_mean(d, scale.share) for d, scale in zip(parts, SCALES, strict=True)]
     return torch.stack(found, dim=1)
+
+
+def _deviations(
+    x: Tensor, rebuilt: Tensor, height_px: Tensor, edges: Tensor, mean: Tensor, sd: Tensor
+) -> Iterator[Tensor]:
+    """Yield |d_s| (n, 1, h, w) of each scale."""
+    place = _place(rebuilt, height_px, edges)
+    for scale, usual, spread in zip(SCALES, mean, sd, strict=True):
+        yield ((smoothed(x - rebuilt, scale) - usual[place]) / spread[place]).abs()
 
 
 def load_usual(model: TrainedModel) -> Usual:

@@ -1,19 +1,22 @@
 """Stage `heatmap`: maps of where the anomalies are, averaged over overlapping patches.
 
-A pixel's residual is the mean of |x - rebuilt| over all patches that cover it, its score the mean
-of their scores. The maps lie in the geometry of the flat volume; `overlay` brings them back to the
-B-scans.
+A pixel's residual is the mean of |x - rebuilt|, or of what the method has instead (`heat`), over
+all patches that cover it, its score the mean of their scores. The maps lie in the geometry of the
+flat volume; `overlay` brings them back to the B-scans.
 """
 
 import argparse
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from anogan.maps.file import VolumeMaps, write_maps
 from anogan.model import check_preprocessing
 from anogan.scoring import (
     ReadyMethod,
+    Scorer,
     add_method_arguments,
     patch_keys,
     ready_method,
@@ -73,11 +76,11 @@ def map_volume(
     places = dict(zip(("bscan", "z", "x"), corners.T, strict=True))
     keys = patch_keys(pd.DataFrame({"volume": volume.volume, **places}))
     score, residual = (MeanMap(gray.shape, size) for _ in range(2))
-    rebuilds = False
+    heights, rebuilds = height_px(geometry.bm, corners[:, 1]), False
     for rows, x, scores, rebuilt in score_batches(
         lambda rows: cut(gray, corners[rows], size),
         keys,
-        height_px(geometry.bm, corners[:, 1]),
+        heights,
         method.scorer,
         batch_size,
         method.device,
@@ -85,8 +88,20 @@ def map_volume(
         score.add(corners[rows], scores[:, :1, None])
         rebuilds = rebuilt is not None
         if rebuilds:
-            residual.add(corners[rows], np.abs(x - rebuilt[:, 0].float().cpu().numpy()))
+            residual.add(corners[rows], heat(method.scorer, x, rebuilt, heights[rows]))
     return score.mean(), residual.mean() if rebuilds else None
+
+
+def heat(scorer: Scorer, x: np.ndarray, rebuilt: Tensor, height_px: np.ndarray) -> np.ndarray:
+    """Return what a map shows of patches x (n, h, w), rebuilt as (n, 1, h, w), at `height_px` (n,).
+
+    That is |x - rebuilt|, unless the scorer has a `heat` of its own.
+    """
+    gray, height = (torch.from_numpy(part).to(rebuilt.device) for part in (x, height_px))
+    gray, rebuilt = gray.unsqueeze(1), rebuilt.float()
+    own = getattr(scorer, "heat", None)
+    shown = own(gray, rebuilt, height) if own else (gray - rebuilt).abs()
+    return shown[:, 0].cpu().numpy()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

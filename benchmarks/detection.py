@@ -42,10 +42,10 @@ SIZES = ["--channels", "128", "64", "32", "16", "--latent", "128"]
 TRAINING = {  # in the order of what needs what
     "gan": [*SIZES, "--epochs", "3", "--learning-rate", "0.0005"],
     "restorer": ["--epochs", "4"],
-    "encoder": ["--epochs", "2", "--learning-rate", "0.001"],
+    "encoder": ["--epochs", "1.5", "--learning-rate", "0.001"],
     "pca": [],
     "ae": [*SIZES, "--epochs", "4"],
-    "acae": [*SIZES, "--epochs", "4"],
+    "acae": [*SIZES, "--epochs", "2"],
 }
 LEARNS_FROM_GAN = ("restorer", "encoder")
 SEARCH = ["--learning-rate", "0.02", "--schedule", "cosine", "--candidates", "4096"]

@@ -86,23 +86,16 @@ def raised_rpe(eye: Eye) -> np.ndarray:
 def drusen(diseased: Eye, healthy: Eye, n: int, seed: int) -> Iterator[Truth]:
     """Yield real drusen against patches of a healthy eye, and against others of the same eye."""
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
-    count = window_sums(raised_rpe(diseased), SIZE)[tuple(corners.T)]
+    raised = raised_rpe(diseased)
+    count = window_sums(raised, SIZE)[tuple(corners.T)]
+    # a patch above a druse shows its top: dry is what has none in any of its columns
+    columns = np.broadcast_to(raised.any(axis=1, keepdims=True), raised.shape)
+    dry = corners[window_sums(columns, SIZE)[tuple(corners.T)] == 0]
+    elsewhere = possible_corners(healthy.flat, healthy.geometry, SIZE)
     shown = _random(corners[count >= LEAST_PX], n, seed, diseased.flat.volume, "drusen")
     others = {
-        "drusen, healthy eye": (
-            healthy,
-            _random(
-                possible_corners(healthy.flat, healthy.geometry, SIZE),
-                n,
-                seed,
-                healthy.flat.volume,
-                "dry",
-            ),
-        ),
-        "drusen, same eye": (
-            diseased,
-            _random(corners[count == 0], n, seed, diseased.flat.volume, "dry"),
-        ),
+        "drusen, healthy eye": (healthy, _random(elsewhere, n, seed, healthy.flat.volume, "dry")),
+        "drusen, same eye": (diseased, _random(dry, n, seed, diseased.flat.volume, "dry")),
     }
     for name, (eye, negative) in others.items():
         patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]

@@ -3,9 +3,10 @@
 Scoring: `MODEL`, the trained model it needs; `SCORES`, its columns, the method's own score first;
 `scorer(model, options, device, dtype)`, which returns a function from patches x (n, 1, h, w), their
 keys (n) and height_px (n), how many rows their top row lies above BM (NaN where unknown), to
-(scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None). `HEEDS` names the
-groups of options of `score` that it heeds: "search", "refinement" and "composition"; the workflow
-reads all constants but `SCORES` without importing the module.
+(scores (n, len(SCORES)), rebuilt patches (n, 1, h, w) or None). That function may have a `heat(x,
+rebuilt, height_px)`, which heat maps show instead of |x - rebuilt|. `HEEDS` names the groups of
+options of `score` that it heeds: "search", "refinement" and "composition"; the workflow reads all
+constants but `SCORES` without importing the module.
 Training, in the module named as the model: `add_train_arguments(parser)` and
 `fit(patches, args, context)`, which returns a `Fitted`. `NEEDS` names another model that it learns
 from, as `context.needed`.
