@@ -11,6 +11,7 @@ COMMANDS = {
     "heat_scale": "Choose the colours of heat maps from healthy volumes.",
     "overlay": "Lay heat maps on the scans as loaded.",
     "latent": "Embed the discriminator's features and walk through latent space.",
+    "markers": "Group the most anomalous regions by what the discriminator sees in them.",
     "evaluate": "Compute ROC metrics with intervals from scores.",
     "report": "Write the figures and the report page.",
 }

@@ -8,6 +8,7 @@ from anogan.figures.style import save_figure
 from anogan.page.figures import model_figures, picture_figures, score_figures
 from anogan.page.inputs import model_facts, read_evidence, read_history, read_text
 from anogan.page.latex import latex_table
+from anogan.page.markers import read_markers
 from anogan.page.pictures import sheets_by_volume
 from anogan.page.render import Material, make_page
 from anogan.page.skipped import find_skipped
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overlays", nargs="*", default=[], help="folders of the stage overlay")
     parser.add_argument("--latent", help="what the stage latent made of the model, .h5")
+    parser.add_argument("--markers", help="folder of the stage markers")
     parser.add_argument("--config", required=True, help="the resolved config")
     parser.add_argument("--phantom", action="store_true", help="say that the eyes are synthetic")
     parser.add_argument(
@@ -107,6 +109,7 @@ def read_material(args: argparse.Namespace) -> Material:
             for folder in args.overlays
             if Path(folder).name not in left
         ],
+        markers=read_markers(args.markers) if args.markers else None,
         config=read_text(Path(args.config)),
         phantom=args.phantom,
     )

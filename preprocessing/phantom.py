@@ -14,44 +14,16 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import correlate1d, gaussian_filter
 
-from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 from preprocessing.intensity import to_display, to_power
-from preprocessing.phantom_lesions import (
-    FLUID_GRAY,
-    PED_GRAY,
-    add_lesions,
-    paint_lesions,
-    soft_step,
-)
-from preprocessing.seeds import derive_seed
+from preprocessing.phantom_anatomy import LAYERS, generator, make_anatomy
+from preprocessing.phantom_lesions import PED_GRAY, paint_lesions, soft_step
 from preprocessing.volume import Volume, companion, write_nifti
 
 SHAPE = (12, 384, 384)
 SPACING_MM = (0.24, 0.00387, 0.0117)
-MIN_WIDTH = 32
-DEVICE = "phantom"
-
-# From vitreous to choroid: thickness in um at the fovea, at 1 mm and at 2.5 mm from it, and gray.
-LAYERS = {
-    "NFL": (4, 12, 18, 0.73),
-    "GCL+IPL": (8, 90, 65, 0.55),
-    "INL": (5, 40, 33, 0.45),
-    "OPL": (7, 25, 25, 0.52),
-    "ONL": (92, 68, 56, 0.33),
-    "myoid": (28, 28, 28, 0.37),
-    "EZ": (14, 14, 14, 0.85),
-    "OS": (38, 22, 22, 0.74),
-    "SRF": (0, 0, 0, FLUID_GRAY),
-    "RPE": (15, 15, 15, 0.85),
-    "drusen": (0, 0, 0, 0.62),
-    "PED": (0, 0, 0, PED_GRAY),
-    "BM": (4, 4, 4, 0.85),
-    "choriocapillaris": (12, 12, 12, 0.58),
-    "choroid": (250, 250, 250, 0.40),
-}
 SCLERA_GRAY = 0.3
-EYE_RADIUS_MM = 22.0
+DEVICE = "phantom"
 
 # Point spread of the speckle field; its power has the axial correlation 0.64, 0.26, 0.09 at lags
 # 1 to 3 and the lateral correlation 0.44 at lag 1, as in Spectralis B-scans.
@@ -76,45 +48,25 @@ def make_phantom(
 
     Raises InputError when the volume is empty, narrow or too shallow to hold the retina.
     """
-    if shape[0] < 1 or shape[2] < MIN_WIDTH:
-        raise InputError(
-            f"a phantom of {shape[0]} B-scans with {shape[2]} columns is too small; "
-            f"give at least 1 with --bscans and {MIN_WIDTH} with --width"
-        )
-
-    def generator(part: str) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(seed, "phantom", volume, part))
-
-    rng = generator("anatomy")
-    eye = "RL"[rng.integers(2)]
-    y_mm, x_mm = _positions_mm(shape, spacing_mm, rng)
-    nasal_mm = x_mm if eye == "R" else -x_mm
-    thickness_um = _thickness_um(y_mm, nasal_mm, rng)
-    bm_um = _bm_um(y_mm, x_mm, rng)
-    shadow = _vessel_shadow(y_mm, x_mm, rng)
-    if diseased:
-        lesions = add_lesions(thickness_um, y_mm, x_mm, generator("lesions"))
-    if reshape:
-        reshape(thickness_um, y_mm, x_mm)
-    edges_px = _edges_px(thickness_um, bm_um, shape[1], 1000 * spacing_mm[1])
-
-    rng = generator("light")
+    anatomy = make_anatomy(volume, seed, diseased, shape, spacing_mm, reshape)
+    edges_px = anatomy.edges_px
+    rng = generator(volume, seed, "light")
     gray = _paint_layers(edges_px, shape[1], rng)
-    mask = np.zeros(shape, bool)
+    kinds = np.zeros(shape, np.uint8)
     if diseased:
-        mask = paint_lesions(gray, edges_px, lesions, 1000 * spacing_mm[1])
+        kinds = paint_lesions(gray, edges_px, anatomy.lesions, 1000 * spacing_mm[1])
     layers = {"ilm": edges_px["NFL"][0], "rpe": edges_px["RPE"][1], "bm": edges_px["BM"][1]}
-    _light(gray, layers, edges_px["NFL"][1], shadow, 1000 * spacing_mm[1], rng)
+    _light(gray, layers, edges_px["NFL"][1], anatomy.shadow, 1000 * spacing_mm[1], rng)
     gray = _display(gray, rng)
-    _cut_borders(gray, layers, generator("borders"))
+    _cut_borders(gray, layers, generator(volume, seed, "borders"))
     return (
         Volume(
             data=np.rint(gray * 255) / np.float32(255),
             spacing_mm=spacing_mm,
             valid=np.ones(shape, bool),
             volume=volume,
-            eye=eye,
-            annotation=mask.astype(np.float32),
+            eye=anatomy.eye,
+            annotation=(kinds > 0).astype(np.float32),
             device=DEVICE,
             source_format=DEVICE,
         ),
@@ -122,77 +74,19 @@ def make_phantom(
     )
 
 
-def _positions_mm(
-    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return y (b,) and x (x,) as distances from a fovea that is a little off the centre."""
-    off_y, off_x = np.clip(rng.normal(0, 0.12, 2), -0.25, 0.25)
-    y = (np.arange(shape[0]) - (shape[0] - 1) / 2) * spacing_mm[0] - off_y
-    x = (np.arange(shape[2]) - (shape[2] - 1) / 2) * spacing_mm[2] - off_x
-    return y.astype(np.float32), x.astype(np.float32)
+def lesion_kinds(
+    volume: str,
+    seed: int,
+    shape: tuple[int, int, int] = SHAPE,
+    spacing_mm: tuple[float, float, float] = SPACING_MM,
+) -> np.ndarray:
+    """Return uint8 (b, z, x): which of `KINDS` each pixel of a diseased phantom is, by its place.
 
-
-def _thickness_um(
-    y_mm: np.ndarray, nasal_mm: np.ndarray, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Return the thickness (b, x) of each layer of one individual's healthy eye."""
-    radius = np.hypot(y_mm[:, None], nasal_mm[None, :])
-    pit = np.exp(-((radius / rng.uniform(0.38, 0.52)) ** 2))
-    far = np.clip((radius - 0.8) / 1.7, 0, 1)
-    far = far * far * (3 - 2 * far)
-    whole_eye = rng.uniform(0.94, 1.06)
-    thickness_um = {}
-    for name, (fovea, at_1mm, at_2_5mm, _) in LAYERS.items():
-        healthy = at_1mm + (at_2_5mm - at_1mm) * far + (fovea - at_1mm) * pit
-        healthy = healthy * np.clip(whole_eye * rng.uniform(0.95, 1.05), 0.92, 1.08)
-        waves = gaussian_filter(rng.standard_normal(radius.shape), (1, 20), mode="nearest")
-        thickness_um[name] = (healthy * (1 + 0.25 * waves)).astype(np.float32)
-    thickness_um["NFL"] *= 1 + 0.5 * np.clip(nasal_mm, -1, 2.5)
-    return thickness_um
-
-
-def _bm_um(y_mm: np.ndarray, x_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the depth (b, x) of Bruch's membrane: curved, tilted, each B-scan a little off."""
-    sag = (y_mm[:, None] ** 2 + x_mm[None, :] ** 2) / (2 * EYE_RADIUS_MM)
-    tilt_y, tilt_x = rng.uniform(-0.04, 0.04, 2)
-    jitter_um = rng.uniform(8, 30) * np.clip(rng.standard_normal(len(y_mm)), -2, 2)
-    surface_mm = tilt_y * y_mm[:, None] + tilt_x * x_mm[None, :] - sag
-    return (1000 * surface_mm + jitter_um[:, None]).astype(np.float32)
-
-
-def _vessel_shadow(y_mm: np.ndarray, x_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return by how much gray (b, x) 2 to 5 vessels darken what lies under them."""
-    shadow = np.zeros((len(y_mm), len(x_mm)), np.float32)
-    for _ in range(rng.integers(2, 5, endpoint=True)):
-        side = rng.choice([-1, 1])
-        slope, bend = rng.uniform(-0.4, 0.4), rng.uniform(-0.15, 0.05)
-        course = side * (rng.uniform(0.8, 2.1) + slope * y_mm + bend * y_mm**2)
-        distance = (x_mm[None, :] - course[:, None]) / rng.uniform(0.03, 0.06)
-        shadow += rng.uniform(0.06, 0.16) * np.exp(-(distance**2))
-    return shadow
-
-
-def _edges_px(
-    thickness_um: dict[str, np.ndarray], bm_um: np.ndarray, depth: int, step_z_um: float
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return top and bottom (b, x) of each layer, in z pixels of a B-scan with `depth` rows."""
-    names = list(thickness_um)
-    below = names.index("BM") + 1
-    edge = bm_um - sum(thickness_um[name] for name in names[:below])
-    highest, lowest = float(edge.min()), float(bm_um.max())
-    free_um = depth * step_z_um - (lowest - highest)
-    if free_um < 100:
-        raise InputError(
-            f"a B-scan of {depth} rows is {depth * step_z_um:.0f} um deep, this phantom's retina "
-            f"takes {lowest - highest:.0f} um; give more rows with --depth"
-        )
-    edge = edge - highest + 0.45 * free_um
-    edges_px = {}
-    for name in names:
-        bottom = edge + thickness_um[name]
-        edges_px[name] = (edge / step_z_um, bottom / step_z_um)
-        edge = bottom
-    return edges_px
+    The phantom is that which `make_phantom` returns for the same volume, seed, shape and spacing.
+    """
+    anatomy = make_anatomy(volume, seed, True, shape, spacing_mm)
+    canvas = np.zeros(shape, np.float32)
+    return paint_lesions(canvas, anatomy.edges_px, anatomy.lesions, 1000 * spacing_mm[1])
 
 
 def _paint_layers(

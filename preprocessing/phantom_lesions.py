@@ -15,6 +15,7 @@ FLUID_GRAY = 0.06
 PED_GRAY = 0.25
 FOCUS_GRAY = 0.88
 FOCUS_PX = (5, 2)  # z, x
+KINDS = ("none", "fluid", "druse", "focus")  # of a pixel; fluid lies in cysts and under the retina
 FIELD_MM = 1.7  # lesions are centred within this lateral distance of the fovea
 
 CYSTS_PER_BSCAN, CYST_WIDTH_UM, CYST_HEIGHT_UM = (1, 4), (100, 400), (40, 150)
@@ -94,23 +95,23 @@ def add_lesions(
 def paint_lesions(
     gray: np.ndarray, edges_px: Edges, lesions: Lesions, step_z_um: float
 ) -> np.ndarray:
-    """Paint `lesions` into `gray` (b, z, x) and return the mask of every lesion pixel.
+    """Paint `lesions` into `gray` (b, z, x); return what each pixel then is, a place in `KINDS`.
 
     `edges_px` holds top and bottom (b, x) of each layer; drusen and subretinal fluid are layers
     and already have their gray value.
     """
     z = np.arange(gray.shape[1], dtype=np.float32)[None, :, None]
-    mask = np.zeros(gray.shape, bool)
-    for layer in ("SRF", "drusen"):
+    kinds = np.zeros(gray.shape, np.uint8)
+    for layer, kind in (("SRF", "fluid"), ("drusen", "druse")):
         top, bottom = (edge[:, None, :] for edge in edges_px[layer])
-        mask |= (z >= top) & (z < bottom)
+        kinds[(z >= top) & (z < bottom)] = KINDS.index(kind)
 
     for b, x, host, depth in lesions.foci:
         top, bottom = (edge[b, x] for edge in edges_px[host])
         first = round(top + depth * (bottom - top)) - FOCUS_PX[0] // 2
         spot = (b, slice(first, first + FOCUS_PX[0]), slice(x, x + FOCUS_PX[1]))
         gray[spot] = FOCUS_GRAY
-        mask[spot] = True
+        kinds[spot] = KINDS.index("focus")
 
     highest, lowest = edges_px["NFL"][1], edges_px["myoid"][1]
     for host, height_um in lesions.cysts_um.items():
@@ -118,8 +119,8 @@ def paint_lesions(
         top = np.clip(middle - half, highest, lowest)[:, None, :]
         bottom = np.clip(middle + half, highest, lowest)[:, None, :]
         gray += (soft_step(z, top) - soft_step(z, bottom)) * (FLUID_GRAY - gray)
-        mask |= (z >= top) & (z < bottom)
-    return mask
+        kinds[(z >= top) & (z < bottom)] = KINDS.index("fluid")
+    return kinds
 
 
 def soft_step(z: np.ndarray, edge: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from made_scores import GAN_METHODS, evaluate
 from matplotlib.figure import Figure
 from PIL import Image
 
+from anogan.discovery.tables import cluster_table, tsv
 from preprocessing.cli import run_command
 from preprocessing.patch_file import INDEX_DTYPE
 
@@ -190,6 +191,29 @@ def write_overlay(
             "bscans": bscans,
         }
         archive.writestr("viewer.json", json.dumps(facts))
+    return str(folder)
+
+
+def write_markers(folder: Path) -> str:
+    """Write what the stage markers does: two clusters, one in diseased eyes alone."""
+    folder.mkdir()
+    rows = [(1, f"d{n % 3}", f"p{n % 3}", "diseased") for n in range(7)] + [
+        (2, "h1", "q", "healthy")
+    ]
+    regions = pd.DataFrame(rows, columns=["cluster", "volume", "patient", "eye_label"])
+    sizes = {"width_um": 220.0, "height_um": 40.0, "depth": 0.7, "above_bm_um": 90.0}
+    regions = regions.assign(**sizes, gray_inside=-0.8, gray_outside=-0.1)
+    volumes = regions.drop_duplicates("volume").assign(n_bscans=5)
+    volumes["eye_label"] = volumes["eye_label"].map({"diseased": 1, "healthy": 0})
+    clusters = cluster_table(regions, volumes, 20, 1)
+    (folder / "clusters.tsv").write_text(tsv(clusters))
+    facts = {"method": "anogan", "map": "residual", "quantile": 0.995, "smallest_um2": 300}
+    facts |= {"from": "healthy validation volumes", "regions_per_volume": 100, "regions": 8}
+    facts |= {"volumes": 4, "volumes_at_the_limit": 1}
+    (folder / "markers.json").write_text(json.dumps(facts))
+    speckle = np.random.default_rng(6).integers(0, 255, (400, 900), dtype=np.uint8)
+    for number in clusters["cluster"]:
+        Image.fromarray(speckle).save(folder / f"cluster-{number}.png")
     return str(folder)
 
 

@@ -9,7 +9,8 @@ from scipy.ndimage import uniform_filter1d
 from preprocessing.__main__ import COMMANDS
 from preprocessing.cli import run_command
 from preprocessing.errors import InputError
-from preprocessing.phantom import SPACING_MM, make_phantom
+from preprocessing.phantom import SPACING_MM, lesion_kinds, make_phantom
+from preprocessing.phantom_lesions import KINDS
 from preprocessing.validity import find_valid
 
 SMALL = (3, 384, 256)
@@ -24,6 +25,18 @@ def healthy():
 @pytest.fixture(scope="module")
 def diseased():
     return make_phantom("eye-1", 0, True)
+
+
+def test_the_kind_of_each_lesion_pixel_is_known(diseased):
+    phantom, layers = diseased
+    kinds = lesion_kinds("eye-1", 0)
+    np.testing.assert_array_equal(kinds > 0, phantom.annotation == 1)
+    of = {name: kinds == k for k, name in enumerate(KINDS)}
+    gray = {name: phantom.data[pixels].mean() for name, pixels in of.items()}
+    assert gray["fluid"] < 0.2 < gray["druse"] < gray["focus"]
+    below_rpe = between(layers, "rpe", "bm", kinds.shape)
+    assert below_rpe[of["druse"]].mean() > 0.9 and not below_rpe[of["fluid"]].any()
+    assert of["focus"].sum() < of["druse"].sum()
 
 
 def between(layers, upper, lower, shape):

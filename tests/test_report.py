@@ -14,12 +14,14 @@ from made_report import (
     make_inputs,
     report,
     write_latent,
+    write_markers,
     write_overlay,
     write_table,
 )
 from made_scores import LAYOUT, evaluation_of, make_scores
 
 from anogan.page.inputs import read_evidence
+from anogan.page.markers import read_markers
 from anogan.page.quality import summarise
 from anogan.page.render import Material, make_page
 from anogan.report import add_arguments, read_material
@@ -318,3 +320,35 @@ def test_a_missing_file_is_named(made, tmp_path, capsys):
     code = run_command("anogan", {"report": ""}, arguments)
     assert code == 1
     assert f"{folder}/absent.yaml: no such file" in capsys.readouterr().err
+
+
+def test_clusters_of_regions_are_shown_with_what_was_measured(material, tmp_path):
+    found = read_markers(write_markers(tmp_path / "markers"))
+    page = make_page(replace(material, markers=found), DRAWN, 25)
+    text = text_of(page)
+    assert "2 clusters of 8 regions in 4 test and unlabelled volumes" in text
+    assert "Darker than what surrounds them, in the outer half of the retina, about 220 µm" in text
+    assert "no interval: 1 patient with a healthy eye" in text
+    assert "hypotheses to look at, no findings" in text
+    assert "1 volume had more regions than are kept" in text
+    assert page.count("Regions of cluster") == 2
+    assert page.index('<h3 id="cluster-1"') < page.index('<h3 id="cluster-2"')
+    small = make_page(replace(material, markers=found, packed=[]), DRAWN, 0.97 * len(page) / 1e6)
+    assert "Regions of cluster" in small  # without the viewer it fits
+
+
+def test_contact_sheets_of_clusters_are_left_out_before_the_last_volumes(material, tmp_path):
+    found = read_markers(write_markers(tmp_path / "markers"))
+    bare = replace(material, markers=found, packed=[], sheets={})
+    whole = make_page(bare, DRAWN, 25)
+    page = make_page(bare, DRAWN, (len(whole) - 1000) / 1e6)
+    assert "Regions of cluster" not in page and "Cluster 2" in page
+    assert "leaves out the contact sheets of clusters. All of it is in the results" in text_of(page)
+
+
+def test_a_damaged_table_of_clusters_names_the_rule(tmp_path):
+    folder = write_markers(tmp_path / "markers")
+    table = tmp_path / "markers" / "clusters.tsv"
+    table.write_text(table.read_text()[:-20])
+    with pytest.raises(InputError, match="make it again with the rule markers"):
+        read_markers(folder)

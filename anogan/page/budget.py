@@ -18,6 +18,7 @@ STEPS = (  # each on top of those before it, until the page fits; figures and ta
     {"every": 4},
     {"volumes": 5},
     {"volumes": 1},
+    {"clusters": False},
     {"sheets": "none"},
     {"volumes": 0},
 )
@@ -33,16 +34,18 @@ class Detail:
     small : whether the viewer's pictures have half their width and height.
     every : of as many neighbouring B-scans the viewer holds one, the one that scores highest.
     volumes : how many volumes of each group the viewer holds, those that score highest; None: all.
+    clusters : whether the contact sheets of clusters of anomalous regions are there.
     """
 
     sheets: str = "all"
     small: bool = False
     every: int = 1
     volumes: int | None = None
+    clusters: bool = True
 
     def left_out(self) -> list[str]:
         """Return what a page of this detail lacks, in words."""
-        said = [SHEETS[self.sheets]]
+        said = [SHEETS[self.sheets], "" if self.clusters else "the contact sheets of clusters"]
         if self.volumes == 0:
             return [*filter(None, said), "the B-scan viewer"]
         if self.small:

@@ -26,7 +26,7 @@ def sheets_by_volume(paths: list[str]) -> dict[str, list[str]]:
     """Return contact sheets as data URIs by the folder they lie in, which is the volume's name."""
     found = {}
     for path in paths:
-        found.setdefault(Path(path).parent.name, []).append(_sheet(path))
+        found.setdefault(Path(path).parent.name, []).append(sheet(path))
     return found
 
 
@@ -36,7 +36,8 @@ def shrink(picture: bytes, factor: int) -> bytes:
         return webp(opened.reduce(factor), quality=50)
 
 
-def _sheet(path: str) -> str:
+def sheet(path: str | Path) -> str:
+    """Return a PNG contact sheet as a data URI, no wider than `SHEET_WIDTH_PX`."""
     with Image.open(path, formats=["PNG"]) as picture:
         small = picture.convert("RGB")
     small.thumbnail((SHEET_WIDTH_PX, 4 * SHEET_WIDTH_PX))

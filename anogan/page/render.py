@@ -15,6 +15,7 @@ from anogan.page import tables
 from anogan.page.budget import Detail, fit
 from anogan.page.figures import main_parts
 from anogan.page.inputs import Evidence, versions
+from anogan.page.markers import Markers
 from anogan.page.pictures import data_uri
 from anogan.page.quality import flags_by_volume, summarise
 from anogan.page.skipped import Skipped
@@ -45,6 +46,7 @@ class Material:
     skipped : the volumes that are in nothing else here.
     sheets : contact sheets of volumes, as data URIs.
     packed : volumes for the viewer.
+    markers : clusters of anomalous regions, None where there are none.
     """
 
     patches: pd.DataFrame
@@ -59,6 +61,7 @@ class Material:
     skipped: Skipped
     sheets: dict[str, list[str]]
     packed: list[Packed]
+    markers: Markers | None
     config: str
     phantom: bool
 
@@ -93,20 +96,24 @@ def make_page(material: Material, drawn: set[str], max_mb: float) -> str:
         return template.render(
             context,
             viewer=viewer,
+            detail=detail,
             sheets=sheets[detail.sheets],
-            left_out=_effective(detail, sheets, material.packed).left_out(),
+            left_out=_effective(detail, sheets, material).left_out(),
             absent=_absent(context, viewer),
         )
 
     return fit(render, max_mb)
 
 
-def _effective(detail: Detail, sheets: dict[str, dict], packed: list[Packed]) -> Detail:
+def _effective(detail: Detail, sheets: dict[str, dict], material: Material) -> Detail:
     """Return a detail without the limits that nothing here exceeds."""
+    packed = material.packed
+    if not (material.markers and material.markers.clusters):
+        detail = replace(detail, clusters=True)
     if sheets[detail.sheets] == sheets["all"]:
         detail = replace(detail, sheets="all")
     if not packed:
-        return Detail(sheets=detail.sheets)
+        return Detail(sheets=detail.sheets, clusters=detail.clusters)
     if ranked(packed, detail.volumes) == ranked(packed, None):
         detail = replace(detail, volumes=None)
     return detail
@@ -116,6 +123,7 @@ def _absent(context: dict, viewer: dict) -> list[str]:
     """Return the sections of the page that have nothing to show."""
     shown = {
         "scans": viewer["data"],
+        "markers": context["markers"],
         "table": context["measured"],
         "methods": context["measured"] and context["differences"],
         "levels": context["measured"],
@@ -176,6 +184,8 @@ def _run(material: Material) -> dict[str, object]:
     return {
         "phantom": material.phantom,
         "n_packed": len(material.packed),
+        "markers": material.markers,
+        "method_name": tables.method_name,
         "counts": tables.count_patches(material.patches),
         "model": material.model,
         "versions": versions(),

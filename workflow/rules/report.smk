@@ -59,6 +59,7 @@ rule report:
             volume=[v for split in SHOWN_SPLITS for v in SHEET.volumes(split) if MAPPED_METHODS],
         ),
         latent=LATENT,
+        markers=MARKERS,
         description=at(f"{model_folder(model_of(HEADLINE))}/model.json"),
         training=training_pictures,
         qc=result("volumes/{volume}/qc.tsv", volume=USED_VOLUMES),
@@ -106,6 +107,7 @@ rule report:
         leave_out=config["patches"]["leave_out_bscans"],
         overlays=lambda wildcards, input: option("--overlays", input.overlays),
         latent=lambda wildcards, input: option("--latent", input.latent),
+        markers=lambda wildcards, input: option("--markers", input.markers),
         max_mb=config["report"]["max_mb"],
         # as text, so that any other value renews the report and the two never disagree
         config=yaml.safe_dump(config, sort_keys=False),
@@ -116,5 +118,5 @@ rule report:
         " --metrics {input.metrics:q} --model {params.model:q} --qc {input.qc:q}"
         " --splits {params.splits} --leave-out {params.leave_out}"
         " --qc-pictures {input.pictures:q}"
-        " {params.overlays} {params.latent} --max-mb {params.max_mb}"
+        " {params.overlays} {params.latent} {params.markers} --max-mb {params.max_mb}"
         " --config {output.config:q} {params.phantom} --output {output.page:q} > {log:q} 2>&1"

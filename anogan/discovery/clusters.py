@@ -1,0 +1,76 @@
+"""Groups of regions that D sees alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.seeds import derive_seed
+
+RANGE = (4, 8)  # how many clusters "auto" chooses from: fewer lump what is plainly different
+PER_CLUSTER = 5  # regions, at least, on average
+SAMPLED = 5000  # regions that the silhouette, which compares all pairs, is computed on
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters as found.
+
+    Attributes
+    ----------
+    label : (n,) int, the cluster of each region, from 0.
+    distance : (n,) float, of each region to the middle of its cluster.
+    silhouettes : mean silhouette by number of clusters, empty where that was not chosen by it.
+    """
+
+    label: np.ndarray
+    distance: np.ndarray
+    silhouettes: dict[int, float]
+
+
+def cluster(points: np.ndarray, wanted: int | None, seed: int) -> Clustering:
+    """Return the k-means clusters of `points` (n, d), the same for the same points and seed.
+
+    None as `wanted` chooses the number within `RANGE` by the highest mean silhouette (Rousseeuw
+    1987); fewer than 20 points are one cluster. A number above that of different points is lowered.
+    """
+    different = len(np.unique(points, axis=0))
+    if wanted is None:
+        counts = [k for k in range(RANGE[0], RANGE[1] + 1) if k * PER_CLUSTER <= len(points)]
+        counts = [k for k in counts if k < different] or [1]
+    else:
+        counts = [max(1, min(wanted, different))]
+    if not len(points):
+        return Clustering(np.zeros(0, int), np.zeros(0), {})
+    found = {k: _k_means(points, k, seed) for k in counts}
+    silhouettes = {}
+    if len(counts) > 1:
+        silhouettes = {k: _silhouette(points, label, seed) for k, (label, _) in found.items()}
+    best = max(counts, key=lambda k: (silhouettes.get(k, 0), -k))
+    return Clustering(*found[best], silhouettes)
+
+
+def renumber(label: np.ndarray, order: pd.Index) -> np.ndarray:
+    """Return labels (n,) counted from 1 in the order in which `order` lists them."""
+    place = {old: new for new, old in enumerate(order, 1)}
+    return np.array([place[old] for old in label], int)
+
+
+def _k_means(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    state = derive_seed(seed, "clusters", k) % 2**32
+    with threadpool_limits(1):  # sums of several threads differ from run to run
+        model = KMeans(k, n_init=10, random_state=state).fit(points)
+    return model.labels_, np.linalg.norm(points - model.cluster_centers_[model.labels_], axis=1)
+
+
+def _silhouette(points: np.ndarray, label: np.ndarray, seed: int) -> float:
+    from sklearn.metrics import silhouette_score
+
+    rng = np.random.default_rng(derive_seed(seed, "silhouette"))
+    some = np.sort(rng.permutation(len(points))[:SAMPLED])
+    if len(np.unique(label[some])) < 2:
+        return -1.0
+    return float(silhouette_score(points[some], label[some]))
