@@ -21,11 +21,10 @@ from sklearn.metrics import roc_auc_score
 sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
 
 from anogan.evidence.score_tables import PATCH, patch_table, read_scores
+from benchmarks.truths import LEAST_PX, raised_rpe
 from preprocessing.errors import InputError
 from preprocessing.patch_file import open_patches, read_index
 
-RAISED_UM = 35
-LEAST_PX = 40
 BASELINE = "pca"
 
 
@@ -36,11 +35,10 @@ def drusen_pixels(file: h5py.File, index: pd.DataFrame) -> np.ndarray:
     for volume, rows in index.groupby("volume"):
         group = file["geometry"][volume]
         rpe, bm = group["rpe"][:], group["bm"][:]
-        raised = (bm - rpe) * 1000 * group.attrs["spacing_mm"][1] > RAISED_UM
+        step_mm = group.attrs["spacing_mm"][1]
         for row in rows.itertuples():
-            place = (row.bscan, slice(row.x, row.x + size))
-            z = row.z + np.arange(size)[:, None]
-            counts[row.Index] = (raised[place] & (z >= rpe[place]) & (z < bm[place])).sum()
+            place, z = (row.bscan, slice(row.x, row.x + size)), row.z + np.arange(size)
+            counts[row.Index] = raised_rpe(rpe[place], bm[place], z, step_mm).sum()
     return counts
 
 

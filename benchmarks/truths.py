@@ -5,13 +5,12 @@ lesion tells them apart wherever that is possible.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.drusen import LEAST_PX, RAISED_UM
 from benchmarks.insertion import KINDS, choose_sites, insert
 from preprocessing.geometry import Geometry
 from preprocessing.patches import cut, possible_corners, window_sums
@@ -19,6 +18,7 @@ from preprocessing.seeds import derive_seed
 from preprocessing.volume import Volume
 
 SIZE = 64
+RAISED_UM, LEAST_PX = 35, 40  # of the RPE above Bruch's membrane; pixels of drusen in a patch
 CONTRASTS = {"sham": 0.0, "half": 0.5, "full": 1.0}
 
 
@@ -40,7 +40,7 @@ class Truth:
 
     name: str
     patches: np.ndarray
-    index: pd.DataFrame = field(repr=False)
+    index: pd.DataFrame
 
     @cached_property
     def groups(self) -> list[np.ndarray]:
@@ -75,12 +75,13 @@ def inserted(eye: Eye, n: int, seed: int) -> Iterator[Truth]:
             )
 
 
-def raised_rpe(eye: Eye) -> np.ndarray:
-    """Return bool (b, z, x): between Bruch's membrane and an RPE raised by more than 35 um."""
-    rpe, bm = eye.geometry.rpe[:, None], eye.geometry.bm[:, None]
-    z = np.arange(eye.flat.data.shape[1])[:, None]
-    raised = (bm - rpe) * 1000 * eye.flat.spacing_mm[1] > RAISED_UM
-    return raised & (z >= rpe) & (z < bm)
+def raised_rpe(rpe: np.ndarray, bm: np.ndarray, z: np.ndarray, step_mm: float) -> np.ndarray:
+    """Return bool (..., z, x): between Bruch's membrane and an RPE raised by more than 35 um.
+
+    `rpe` and `bm` (..., x) are rows of pixels `step_mm` high, `z` (k,) the rows that are asked for.
+    """
+    rpe, bm, z = rpe[..., None, :], bm[..., None, :], z[:, None]
+    return ((bm - rpe) * 1000 * step_mm > RAISED_UM) & (z >= rpe) & (z < bm)
 
 
 def drusen(diseased: Eye, healthy: Eye, n: int, seed: int) -> Iterator[Truth]:
