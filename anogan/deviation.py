@@ -43,6 +43,7 @@ GRAYS = 12  # bins, of equal numbers of pixels
 BIN_PX, LOWEST_PX, HEIGHTS = 6, -42, 36  # bins of heights; all heights together come after them
 PRIOR_PX = 3000  # pixels of all heights that count in every bin, so that none is empty
 LEAST_VARIANCE = 1e-4  # of gray values in [-1, 1]
+LEAST_SPREAD = 1e-3  # of the logarithms, should all patches be alike
 
 
 @cache
@@ -107,7 +108,7 @@ def learn_usual(x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Usual:
     tables = [_table(smoothed(x - rebuilt, scale).flatten(), place) for scale in SCALES]
     mean, sd = (torch.stack(parts) for parts in zip(*tables, strict=True))
     logs = _unusual(x, rebuilt, height_px, edges, mean, sd).log()
-    return Usual(edges, mean, sd, logs.mean(dim=0), logs.std(dim=0))
+    return Usual(edges, mean, sd, logs.mean(dim=0), logs.std(dim=0).clamp(min=LEAST_SPREAD))
 
 
 def _table(r: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,8 @@ ANOTHER = {  # where a rule finds none
     "map.feature_layer": "all",
     "heatmap.methods": ["anogan", "pca"],
     "heatmap.overlap": 0.5,
+    "markers.method": "anogan",  # by name what it is by default
+    "markers.clusters": 5,
 }
 ALONGSIDE = {"patches.size": {"model": {"channels": [8, 8, 8, 8], "latent": 4}}}
 JOB = re.compile(r"^rule (?!all:)(\w+):\n((?:    .*\n)*)", re.MULTILINE)
@@ -124,7 +126,7 @@ def jobs_in(printed: str) -> dict[str, list[dict[str, str]]]:
 
 DAG_ORDER = [
     *("phantom", "load", "prepare", "qc_pictures", "patches", "train", "latent", "score"),
-    *("heatmap", "heat_scale", "overlay", "evaluate", "report"),
+    *("heatmap", "heat_scale", "overlay", "evaluate", "markers", "report"),
 ]
 
 
