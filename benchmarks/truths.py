@@ -87,7 +87,8 @@ def raised_rpe(rpe: np.ndarray, bm: np.ndarray, z: np.ndarray, step_mm: float) -
 def drusen(diseased: Eye, healthy: Eye, n: int, seed: int) -> Iterator[Truth]:
     """Yield real drusen against patches of a healthy eye, and against others of the same eye."""
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
-    raised = raised_rpe(diseased)
+    rows, step_mm = np.arange(diseased.flat.data.shape[1]), diseased.flat.spacing_mm[1]
+    raised = raised_rpe(diseased.geometry.rpe, diseased.geometry.bm, rows, step_mm)
     count = window_sums(raised, SIZE)[tuple(corners.T)]
     # a patch above a druse shows its top: dry is what has none in any of its columns
     columns = np.broadcast_to(raised.any(axis=1, keepdims=True), raised.shape)
