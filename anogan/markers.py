@@ -106,7 +106,7 @@ def draw_gallery(
     for row in clusters.to_dict("records"):
         kinds = chosen[row["cluster"]]
         draw_sheet(
-            f"Cluster {row['cluster']}: {row['regions']} regions of {row['volumes']} volumes",
+            f"Cluster {row['cluster']} (regions: {row['regions']}, volumes: {row['volumes']})",
             {
                 "Nearest to the middle of the cluster": [tiles[name] for name in kinds["central"]],
                 "Drawn at random from the others": [tiles[name] for name in kinds["random"]],
