@@ -23,6 +23,7 @@ from anogan.autoencoder import AutoencoderTraining
 from anogan.deviation import Usual, learn_usual
 from anogan.model import Architecture, load_gan, weights_of
 from anogan.training import Context, Fitted, add_descent_arguments, planned_steps, train
+from preprocessing.errors import InputError
 from preprocessing.patch_file import MappedPatches
 from preprocessing.seeds import derive_seed
 
@@ -43,6 +44,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> Fitted:
     """Train encoder and generator on healthy patches (n, size, size), and learn what is usual."""
+    if not 0 <= args.damaged <= 1:
+        raise InputError(f"damaged is {args.damaged}; it is a share of the patches, from 0 to 1")
     trainee = RestorerTraining(patches, args, context)
     history = train(trainee, patches)
     usual = {f"usual.{name}": part for name, part in vars(trainee.learn_usual(patches)).items()}
