@@ -99,7 +99,8 @@ KINDS = {
 def choose_sites(volume: Volume, geometry: Geometry, name: str, n: int, seed: int) -> list[Site]:
     """Return at most `n` sites of a kind of lesion in a flat volume, the same for the same seed.
 
-    All of the lesion lies in the retina, above the RPE's band but for drusen, which stand on it.
+    In its centre column the lesion lies in the retina, above the RPE's band but for drusen, which
+    stand on it.
     """
     rng = np.random.default_rng(derive_seed(seed, "insertion", name, volume.volume))
     kind, size = KINDS[name], 64

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.insertion import DRUSE_GRAY, KINDS, choose_sites, druse, ellipse, insert
-from benchmarks.truths import Eye, Truth, fluid, raised_rpe
+from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, raised_rpe
 from preprocessing.flatten import add_options, flatten_by
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
@@ -35,6 +35,11 @@ def make_eye(diseased: bool) -> Eye:
 @pytest.fixture(scope="module")
 def eye():
     return make_eye(diseased=False)
+
+
+@pytest.fixture(scope="module")
+def diseased():
+    return make_eye(diseased=True)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +142,8 @@ def test_an_ellipse_covers_what_its_axes_say(sites):
         assert area == pytest.approx(expected, rel=0.1)
 
 
-def test_fluid_is_compared_with_patches_of_the_same_bscan():
-    truth = fluid("fluid", [make_eye(diseased=True)], 6, 0.01, SEED)
+def test_fluid_is_compared_with_patches_of_the_same_bscan(diseased):
+    truth = fluid("fluid", [diseased], 6, 0.01, SEED)
     assert truth.patches.shape == (len(truth.index), 64, 64)
     for rows in truth.groups:
         of_group = truth.index.iloc[rows]
@@ -152,6 +157,20 @@ def test_drusen_lie_between_bruchs_membrane_and_a_raised_rpe():
     raised = raised_rpe(rpe, bm, np.arange(8, 22), 0.004)  # by 40 and 32 um
     assert raised.sum(axis=0).tolist() == [10, 0, 0]
     assert np.flatnonzero(raised[:, 0]).tolist() == list(range(2, 12))
+
+
+def test_drusen_are_compared_with_patches_that_have_none(eye, diseased):
+    layers, step_mm = diseased.geometry, diseased.flat.spacing_mm[1]
+    for truth in drusen(diseased, eye, 20, SEED):
+        assert sorted(truth.index["label"].unique()) == [0, 1]
+        assert len(truth.patches) == len(truth.index)
+        for row in truth.index.itertuples():
+            if row.label == 0 and "healthy" in truth.name:
+                continue
+            z = row.z + np.arange(64) if row.label else np.arange(diseased.flat.data.shape[1])
+            place = (row.bscan, slice(row.x, row.x + 64))
+            pixels = raised_rpe(layers.rpe[place], layers.bm[place], z, step_mm).sum()
+            assert pixels >= LEAST_PX if row.label else pixels == 0
 
 
 @pytest.fixture
@@ -173,14 +192,14 @@ class TestJudgement:
 
     def test_positives_are_compared_with_negatives_of_their_group(self, truth):
         # 3 > 2, 1 < 2; 11 > 10, 11 < 12, 12 > 10, 12 = 12
-        assert auc(truth, self.scores, np.ones(7)) == pytest.approx((1 + 2.5) / (2 + 4))
+        assert auc(truth, self.scores, np.ones((1, 7))) == pytest.approx((1 + 2.5) / (2 + 4))
 
     def test_a_patch_counts_as_often_as_its_weight_says(self, truth):
         weight = np.array([2.0, 1, 1, 0, 1, 0, 3])
         # twice 3 > 2, 1 < 2; three times 12 > 10
-        assert auc(truth, self.scores, weight) == pytest.approx((2 + 3) / (3 + 3))
+        assert auc(truth, self.scores, weight[None]) == pytest.approx((2 + 3) / (3 + 3))
         only_positives = truth.index["label"].to_numpy(float)
-        assert np.isnan(auc(truth, self.scores, only_positives))
+        assert np.isnan(auc(truth, self.scores, only_positives[None]))
 
     def test_bscans_are_drawn_as_a_whole(self, truth):
         weights = resampled(truth)
