@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 
 sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the package
 
@@ -121,19 +120,20 @@ def score(
     return dict(zip(names, (np.split(v, ends) for v in table.T), strict=True)), seconds
 
 
-def auc(truth: Truth, values: np.ndarray, weight: np.ndarray) -> float:
-    """Return the area under the ROC curve, positives against the negatives of their own group.
+def auc(truth: Truth, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return (k,) the area under the ROC curve, positives against negatives of their own group.
 
-    `weight` (n,) counts each patch as often; groups weigh by their pairs.
+    Each row of `weights` (k, n) counts the patches as often; groups weigh by their pairs.
     """
     label = truth.index["label"].to_numpy()
-    total = pairs = 0.0
+    won, pairs = np.zeros((2, len(weights)))
     for rows in truth.groups:
-        positive, negative = (weight[rows][label[rows] == side].sum() for side in (1, 0))
-        if positive * negative:
-            area = roc_auc_score(label[rows], values[rows], sample_weight=weight[rows])
-            total, pairs = total + positive * negative * area, pairs + positive * negative
-    return total / pairs if pairs else np.nan
+        positive, negative = (rows[label[rows] == side] for side in (1, 0))
+        margin = values[positive, None] - values[negative]
+        wins = (margin > 0) + 0.5 * (margin == 0)
+        won += ((weights[:, positive] @ wins) * weights[:, negative]).sum(axis=1)
+        pairs += weights[:, positive].sum(axis=1) * weights[:, negative].sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def resampled(truth: Truth) -> np.ndarray:
@@ -152,10 +152,7 @@ def resampled(truth: Truth) -> np.ndarray:
 def evaluate(truth: Truth, scores: dict[str, np.ndarray]) -> list[dict]:
     """Return a row per score: AUC with interval, and the difference to the best baseline."""
     weights = resampled(truth)
-    areas = {
-        name: np.array([auc(truth, values, weight) for weight in weights])
-        for name, values in scores.items()
-    }
+    areas = {name: auc(truth, values, weights) for name, values in scores.items()}
     best = max(BASELINES, key=lambda name: areas[name][0])
     rows = []
     for name, area in areas.items():
