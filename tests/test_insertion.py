@@ -195,11 +195,11 @@ class TestJudgement:
         assert auc(truth, self.scores, np.ones((1, 7))) == pytest.approx((1 + 2.5) / (2 + 4))
 
     def test_a_patch_counts_as_often_as_its_weight_says(self, truth):
-        weight = np.array([2.0, 1, 1, 0, 1, 0, 3])
+        only_positives = truth.index["label"].to_numpy()
+        weights = np.array([[2.0, 1, 1, 0, 1, 0, 3], only_positives])
         # twice 3 > 2, 1 < 2; three times 12 > 10
-        assert auc(truth, self.scores, weight[None]) == pytest.approx((2 + 3) / (3 + 3))
-        only_positives = truth.index["label"].to_numpy(float)
-        assert np.isnan(auc(truth, self.scores, only_positives[None]))
+        expected = [(2 + 3) / (3 + 3), np.nan]
+        np.testing.assert_allclose(auc(truth, self.scores, weights), expected)
 
     def test_bscans_are_drawn_as_a_whole(self, truth):
         weights = resampled(truth)
