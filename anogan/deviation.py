@@ -6,9 +6,13 @@ bright layer means much in a dark one. So, per patch x and what it was rebuilt a
 1. r_s = (x - x^) smoothed by a Gaussian, at each scale s: fine for foci, coarse for fluid;
 2. d_s = (r_s - m_s) / sd_s, with the mean and the standard deviation that healthy patches have
    at that height above Bruch's membrane where x^ has that gray value: a table, learned once;
-3. the mean of the largest |d_s| of the patch, a small share of its pixels;
-4. its logarithm, standardised by that of healthy patches, S_s; and S = log mean exp S_s, their
-   soft maximum.
+3. the mean of the largest |d_s| of the patch, a small share of its pixels; and, for what changes
+   all of a patch a little, the root mean square of x - x^ as it is;
+4. their logarithms, standardised by those of healthy patches: S_fine, S_coarse and S_whole; and
+   S = log mean exp of the three, their soft maximum.
+
+No sd_s is taken for smaller than half of the residual's own at that scale: the vitreous of some
+eyes has no noise at all, and that of others would stand out from it.
 
 All S are in standard deviations of healthy patches. Where the height is not known, the table of all
 heights together serves.
@@ -38,11 +42,12 @@ class Scale:
 
 
 SCALES = (Scale("fine", 1.0, 0.5, 0.0008), Scale("coarse", 4.0, 2.0, 0.05))
+PARTS = (*(scale.name for scale in SCALES), "whole")  # of S
 EXPECTED = Scale("expected", 1.0, 1.0, 1.0)  # x^ before its gray value is read
 GRAYS = 12  # bins, of equal numbers of pixels
 BIN_PX, LOWEST_PX, HEIGHTS = 6, -42, 36  # bins of heights; all heights together come after them
 PRIOR_PX = 3000  # pixels of all heights that count in every bin, so that none is empty
-LEAST_VARIANCE = 1e-4  # of gray values in [-1, 1]
+LEAST_SD = 0.5  # of a bin, as a share of that of all pixels
 LEAST_SPREAD = 1e-3  # of the logarithms, should all patches be alike
 
 
@@ -75,7 +80,7 @@ class Usual:
     ----------
     edges : (GRAYS - 1,) gray values of x^ between the bins.
     mean, sd : (scales, (HEIGHTS + 1) * GRAYS) of the smoothed residual, by height, then gray value.
-    centre, spread : (scales,) mean and standard deviation of the logarithm of step 4.
+    centre, spread : (PARTS,) mean and standard deviation of the logarithms of step 4.
     """
 
     edges: Tensor
@@ -85,13 +90,13 @@ class Usual:
     spread: Tensor
 
     def scores(self, x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Tensor:
-        """Return S and every S_s, (n, 1 + scales), of patches x and as rebuilt (n, 1, h, w).
+        """Return S and its `PARTS`, (n, 1 + PARTS), of patches x and as rebuilt (n, 1, h, w).
 
         `height_px` (n,) tells how many rows the top row of each lies above BM, NaN where unknown.
         """
         unusual = _unusual(x, rebuilt, height_px, self.edges, self.mean, self.sd)
         unusual = (unusual.log() - self.centre) / self.spread
-        soft_maximum = unusual.logsumexp(dim=1, keepdim=True) - math.log(len(SCALES))
+        soft_maximum = unusual.logsumexp(dim=1, keepdim=True) - math.log(len(PARTS))
         return torch.cat([soft_maximum, unusual], dim=1)
 
     def heat(self, x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Tensor:
@@ -120,9 +125,10 @@ def _table(r: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     sums = sums + PRIOR_PX * everywhere / everywhere[0].clamp(min=1)
     sums[:, -1:] = everywhere
     count, total, squares = sums.flatten(1)
+    least = r.double().std()
     mean = total / count.clamp(min=1)
     variance = squares / count.clamp(min=1) - mean.square()
-    return mean.float(), variance.clamp(min=LEAST_VARIANCE).sqrt().float()
+    return mean.float(), variance.clamp(min=0).sqrt().clamp(min=LEAST_SD * least).float()
 
 
 def _place(rebuilt: Tensor, height_px: Tensor, edges: Tensor) -> Tensor:
@@ -136,10 +142,11 @@ def _place(rebuilt: Tensor, height_px: Tensor, edges: Tensor) -> Tensor:
 def _unusual(
     x: Tensor, rebuilt: Tensor, height_px: Tensor, edges: Tensor, mean: Tensor, sd: Tensor
 ) -> Tensor:
-    """Return (n, scales) the mean of the largest |d_s|."""
+    """Return (n, PARTS) the means of the largest |d_s|, and the root mean square of x - rebuilt."""
     parts = _deviations(x, rebuilt, height_px, edges, mean, sd)
     found = [largest_mean(d, scale.share) for d, scale in zip(parts, SCALES, strict=True)]
-    return torch.stack(found, dim=1)
+    whole = (x - rebuilt).square().mean(dim=(1, 2, 3)).sqrt()
+    return torch.stack([*found, whole], dim=1)
 
 
 def _deviations(
@@ -154,7 +161,7 @@ def _deviations(
 def load_usual(model: TrainedModel) -> Usual:
     """Return what a model has learned as usual; InputError when it is missing or of other sizes."""
     bins = (HEIGHTS + 1) * GRAYS
-    table, one_each = (len(SCALES), bins), (len(SCALES),)
+    table, one_each = (len(SCALES), bins), (len(PARTS),)
     shapes = ((GRAYS - 1,), table, table, one_each, one_each)
     names = [field.name for field in fields(Usual)]
     found = [model.weights.get(f"usual.{name}") for name in names]

@@ -137,13 +137,17 @@ def auc(truth: Truth, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def resampled(truth: Truth) -> np.ndarray:
-    """Return (1 + BOOTSTRAP, n): how often each patch counts; once, then by drawing B-scans."""
+    """Return (1 + BOOTSTRAP, n): how often each patch counts; once, then by drawing B-scans.
+
+    They are drawn within their eye; those of eyes with a single one, among each other.
+    """
     rng = np.random.default_rng(derive_seed(SEED, "bootstrap", truth.name))
-    volume = truth.index["volume"].to_numpy()
-    weights = np.ones((1 + BOOTSTRAP, len(volume)))
-    for name in np.unique(volume):
-        rows = np.flatnonzero(volume == name)
-        which, inverse = np.unique(truth.index["bscan"].to_numpy()[rows], return_inverse=True)
+    bscans = truth.index["volume"] + "/" + truth.index["bscan"].astype(str)
+    is_single = bscans.groupby(truth.index["volume"]).transform("nunique") == 1
+    strata = truth.index["volume"].mask(is_single, "")
+    weights = np.ones((1 + BOOTSTRAP, len(bscans)))
+    for rows in strata.groupby(strata).indices.values():
+        which, inverse = np.unique(bscans.to_numpy(str)[rows], return_inverse=True)
         drawn = rng.multinomial(len(which), np.full(len(which), 1 / len(which)), BOOTSTRAP)
         weights[1:, rows] = drawn[:, inverse]
     return weights

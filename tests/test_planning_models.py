@@ -70,8 +70,8 @@ def test_a_method_is_scored_with_the_options_that_it_heeds(method, stage, files)
 
 
 def test_the_planner_knows_the_methods():
-    expected = ["acae", "ae", "anogan", "f_anogan", "f_anogan_refined", "gan_r", "p_d", "pca", "r_anogan"]
-    assert known_methods() == expected
+    expected = {"acae", "ae", "anogan", "f_anogan", "f_anogan_refined", "gan_r", "p_d", "pca"}
+    assert known_methods() == sorted(expected | {"r_anogan"})
     for method in known_methods():
         assert model_of(method) == importlib.import_module(f"anogan.methods.{method}").MODEL
 

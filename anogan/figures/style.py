@@ -40,6 +40,7 @@ STYLES = {
     "r_anogan": Style("Restoring AnoGAN, S(x)", BLUE, "-", "h"),
     "r_anogan_S_fine": Style("S(x), fine scale", GREEN, DOTTED, "^"),
     "r_anogan_S_coarse": Style("S(x), coarse scale", PURPLE, (0, (6, 1.5, 1, 1.5)), "D"),
+    "r_anogan_S_whole": Style("S(x), whole patch", SKY, (0, (3, 1.2, 1, 1.2, 1, 1.2)), "v"),
     "r_anogan_L2": Style("L2 of the residual", BLACK, (0, (3, 1.5)), "P"),
     "anogan": Style("AnoGAN, A(x)", VERMILION, "-", "o"),
     "f_anogan_refined": Style("f-AnoGAN refined, A(x)", ORANGE, (0, (8, 1.5)), "<"),

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from anogan.autoencoder import Autoencoder, load_autoencoder
-from anogan.deviation import SCALES, Usual, load_usual
+from anogan.deviation import PARTS, Usual, load_usual
 from anogan.model import TrainedModel
 from anogan.scores import residual_scores
 
 MODEL = "restorer"
-SCORES = ("S", *(f"S_{scale.name}" for scale in SCALES), "L2", "R")
+SCORES = ("S", *(f"S_{part}" for part in PARTS), "L2", "R")
 
 
 def scorer(
@@ -35,7 +35,7 @@ class Restoring:
     def __call__(
         self, x: Tensor, keys: list[str], height_px: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the scores (n, 5) of patches x (n, 1, h, w), and the patches as restored."""
+        """Return the scores (n, 6) of patches x (n, 1, h, w), and the patches as restored."""
         if height_px is None:
             height_px = x.new_full((len(x),), torch.nan)
         restored = self.restorer(x)

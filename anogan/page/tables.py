@@ -20,6 +20,7 @@ METHOD_NAMES = {
     "r_anogan": "Restoring AnoGAN, S(x)",
     "r_anogan_S_fine": "its finest scale alone",
     "r_anogan_S_coarse": "its coarsest scale alone",
+    "r_anogan_S_whole": "its whole patch alone",
     "r_anogan_L2": "its residual alone, L2",
     "r_anogan_R": "its residual alone, R(x)",
     "f_anogan_refined": "f-AnoGAN refined, A(x)",

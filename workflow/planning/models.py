@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # the first that runs leads the report
-LEADING = ("r_anogan", "anogan", "f_anogan_refined", "f_anogan", "gan_r", "p_d", "acae", "ae", "pca")
+LEADING = ("r_anogan", "anogan", "f_anogan_refined", "f_anogan", "gan_r")
+LEADING += ("p_d", "acae", "ae", "pca")
 COMPOSITION = ("lambda", "weighting", "feature_layer", "feature_distance")
 REFINEMENT = ("refine_steps", "refine_learning_rate", "refine_restarts")
 ALWAYS = ("batch_size",)
