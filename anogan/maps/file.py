@@ -1,10 +1,10 @@
 """The HDF5 file of dense maps of one method: a group a volume, in the geometry of the flat volume.
 
-`<volume>/residual` (b, r, c) float16, the mean of |x - rebuilt| over all patches that cover a pixel
-(absent where nothing was rebuilt); `<volume>/score` float32, the same mean of their scores;
-both NaN where no patch lies. `<volume>/annotation` uint8: 1 lesion, 0 none, 255 not examined
-(absent where nobody looked). A group's attributes are the other fields of `VolumeMaps`, the file's
-those of `MapFile`.
+`<volume>/residual` (b, r, c) float16, the mean of |x - rebuilt| (or of the method's own `heat`)
+over all patches that cover a pixel, absent where nothing was rebuilt; `<volume>/score` float32, the
+same mean of their scores; both NaN where no patch lies. `<volume>/annotation` uint8: 1 lesion, 0
+none, 255 not examined (absent where nobody looked). A group's attributes are the other fields of
+`VolumeMaps`, the file's those of `MapFile`.
 """
 
 from collections.abc import Iterator
