@@ -347,7 +347,7 @@ def test_the_method_in_the_docs_works():
     fitted = module["fit"](healthy, args, None)
     model = TrainedModel(Path(), {"architecture": fitted.architecture}, fitted.weights)
     x = torch.from_numpy(healthy).float()[:, None]
-    scores, rebuilt = module["scorer"](model, None, CPU, torch.float32)(x, [""] * 50)
+    scores, rebuilt = module["scorer"](model, None, CPU, torch.float32)(x, [""] * 50, None)
     assert scores.shape == (50, len(module["SCORES"]))
     expected = np.linalg.norm(healthy - healthy[:40].astype(np.float32).mean(0), axis=(1, 2))
     np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-3)

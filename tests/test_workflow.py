@@ -164,7 +164,7 @@ class TestWholeRun:
     @pytest.mark.parametrize(
         ("file", "first", "expected"),
         [
-            ("anogan/mapping.py", "score", {"score", "latent", *MAPS, *EVIDENCE}),
+            ("anogan/mapping.py", "score", {"score", "latent", *MAPS, "markers", *EVIDENCE}),
             ("anogan/page/templates/report.html.j2", "report", {"report"}),
         ],
     )
