@@ -313,3 +313,11 @@ def shown_volumes():
         for split in USED_SPLITS
         for volume in SHEET.volumes(split)[: config["report"]["layer_pictures_per_split"]]
     ]
+
+
+def files_of(stage, suffixes, splits):
+    """The files STAGE.SUFFIX of all volumes of `splits`."""
+    volumes = [volume for split in splits for volume in SHEET.volumes(split)]
+    if not volumes:
+        return []
+    return result(f"volumes/{{volume}}/{stage}.{{suffix}}", volume=volumes, suffix=suffixes)

@@ -11,15 +11,6 @@ except PlanningError as error:
 MARKERS = [result("markers")] if MARKER_METHOD else []
 COMPANIONS = ("valid.nii.gz", "annotation.nii.gz", "vendor.npz", "json")  # of a volume's image
 
-
-def files_of(stage, suffixes, splits):
-    """The files STAGE.SUFFIX of all volumes of `splits`."""
-    volumes = [volume for split in splits for volume in SHEET.volumes(split)]
-    if not volumes:
-        return []
-    return result(f"volumes/{{volume}}/{stage}.{{suffix}}", volume=volumes, suffix=suffixes)
-
-
 if MARKER_METHOD:
 
     rule markers:
