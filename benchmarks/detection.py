@@ -5,8 +5,9 @@ Usage: python benchmarks/detection.py WORK [--sites N] [--methods METHOD ...]
 Trains every model on one healthy eye (kept in the folder WORK: a second call only scores) and tests
 on other eyes, by the truths of `benchmarks/truths.py`: lesions inserted into the other healthy eye,
 with their sham, which must stay at an AUC of 0.5; real drusen; real fluid within its B-scan. With
-OCT_TEST_DATA, the direction "validation" learns from healthy_subject1: what had to be chosen was
-chosen there. "test" is the reverse, with other diseased eyes. Without it, phantoms stand in.
+OCT_TEST_DATA, the direction "validation" learns from healthy_subject1, for choosing; what was not
+chosen there alone, docs/validation.md tells. "test" is the reverse, with other diseased eyes.
+Without the data, phantoms stand in.
 
 Prints a TSV table, measure value unit baseline ratio: the AUC of each method on each truth, its
 interval of 95 % over B-scans in `unit`; as baseline the best of pca, ae and acae; and how many
