@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from anogan.model import Architecture, load_gan, load_model
-from anogan.networks import Generator, freeze
+from anogan.model import Architecture, read_frozen_gan
+from anogan.networks import Generator
 from anogan.score import check_patches, choose_residuals
 from anogan.scoring import patch_keys
 from preprocessing.errors import InputError
@@ -76,11 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Arrange patches by D's last features, walk through z, and write both."""
     torch.set_num_threads(args.threads)
-    model = load_model(args.model, torch.device("cpu"))
-    if model.name != "gan":
-        raise InputError(f"{args.model}: holds the model {model.name}; give the folder of a gan")
-    generator, discriminator = load_gan(model)
-    freeze(generator, discriminator)
+    model, generator, discriminator = read_frozen_gan(args.model)
     for path in args.patches:
         check_patches(path, model)
     gray, index = read_chosen(args.patches, args.count)

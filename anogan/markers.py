@@ -22,8 +22,8 @@ from anogan.discovery.regions import Region, find_regions, measures, native_outl
 from anogan.discovery.sources import SHOWN_SPLITS, Heat, Rule, Source, find_sources, make_rule
 from anogan.discovery.tables import EYES, REGION_COLUMNS, cluster_table, tsv
 from anogan.maps.pictures import gray_levels
-from anogan.model import TrainedModel, check_preprocessing, load_gan, load_model
-from anogan.networks import Discriminator, freeze
+from anogan.model import TrainedModel, check_preprocessing, read_frozen_gan
+from anogan.networks import Discriminator
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_folder
 from preprocessing.geometry import geometry_path, read_geometry
@@ -199,11 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> str:
     """Find, embed, cluster and count regions, and write tables and contact sheets."""
     torch.set_num_threads(args.threads)
-    model = load_model(args.model, torch.device("cpu"))
-    if model.name != "gan":
-        raise InputError(f"{args.model}: holds the model {model.name}; give the folder of a gan")
-    generator, discriminator = load_gan(model)
-    freeze(generator, discriminator)
+    model, _, discriminator = read_frozen_gan(args.model)
     method, sources = find_sources(args.maps, args.flats, args.images)
     rule = make_rule(sources, args.quantile, args.smallest_um2, args.regions_per_volume)
     gathered = gather(sources, rule, discriminator, model)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anogan.networks import NORMS, Discriminator, Encoder, Generator, check_architecture
+from anogan.networks import NORMS, Discriminator, Encoder, Generator, check_architecture, freeze
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_path, write_text
 
@@ -181,6 +181,16 @@ def load_gan(model: TrainedModel) -> tuple[Generator, Discriminator]:
         discriminator = Discriminator(size.channels, norm)
     model.fill(generator=generator, discriminator=discriminator)
     return generator, discriminator
+
+
+def read_frozen_gan(folder: str | Path) -> tuple[TrainedModel, Generator, Discriminator]:
+    """Return the model "gan" of a folder and its networks, frozen, on the CPU; InputError."""
+    model = load_model(folder, torch.device("cpu"))
+    if model.name != "gan":
+        raise InputError(f"{folder}: holds the model {model.name}; give the folder of a gan")
+    generator, discriminator = load_gan(model)
+    freeze(generator, discriminator)
+    return model, generator, discriminator
 
 
 def load_encoder(model: TrainedModel) -> Encoder:
