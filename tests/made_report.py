@@ -203,13 +203,13 @@ def write_markers(folder: Path) -> str:
     regions = pd.DataFrame(rows, columns=["cluster", "volume", "patient", "eye_label"])
     sizes = {"width_um": 220.0, "height_um": 40.0, "depth": 0.7, "above_bm_um": 90.0}
     regions = regions.assign(**sizes, gray_inside=-0.8, gray_outside=-0.1)
-    volumes = regions.drop_duplicates("volume").assign(n_bscans=5)
+    volumes = regions.drop_duplicates("volume").assign(searched_mm=5)
     volumes["eye_label"] = volumes["eye_label"].map({"diseased": 1, "healthy": 0})
     clusters = cluster_table(regions, volumes, 20, 1)
     (folder / "clusters.tsv").write_text(tsv(clusters))
     facts = {"method": "anogan", "map": "residual", "quantile": 0.995, "smallest_um2": 300}
     facts |= {"from": "healthy validation volumes", "regions_per_volume": 100, "regions": 8}
-    facts |= {"volumes": 4, "volumes_at_the_limit": 1}
+    facts |= {"volumes": 4}
     (folder / "markers.json").write_text(json.dumps(facts))
     speckle = np.random.default_rng(6).integers(0, 255, (400, 900), dtype=np.uint8)
     for number in clusters["cluster"]:

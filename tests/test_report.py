@@ -328,9 +328,12 @@ def test_clusters_of_regions_are_shown_with_what_was_measured(material, tmp_path
     text = text_of(page)
     assert "2 clusters of 8 regions in 4 test and unlabelled volumes" in text
     assert "Darker than what surrounds them, in the outer half of the retina, about 220 µm" in text
-    assert "no interval: 1 patient with a healthy eye" in text
+    assert "no interval: no region in a healthy eye; fewer than 2 patients with" in text
+    assert "regions per 10 mm of B-scan in diseased; healthy eyes 4.67; 0" in text
     assert "hypotheses to look at, no findings" in text
-    assert "1 volume had more regions than are kept" in text
+    assert "fitted on at most 100 regions of each volume" in text
+    assert "not adjusted for how many are shown" in text
+    assert "must match in device, protocol, image quality and age" in text
     assert page.count("Regions of cluster") == 2
     assert page.index('<h3 id="cluster-1"') < page.index('<h3 id="cluster-2"')
     small = make_page(replace(material, markers=found, packed=[]), DRAWN, 0.97 * len(page) / 1e6)
@@ -351,4 +354,12 @@ def test_a_damaged_table_of_clusters_names_the_rule(tmp_path):
     table = tmp_path / "markers" / "clusters.tsv"
     table.write_text(table.read_text()[:-20])
     with pytest.raises(InputError, match="make it again with the rule markers"):
+        read_markers(folder)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"method": "pca", "regions": 8, "volumes": 4}', "5"])
+def test_a_description_of_markers_without_its_keys_names_the_rule(tmp_path, text):
+    folder = write_markers(tmp_path / "markers")
+    (tmp_path / "markers" / "markers.json").write_text(text)
+    with pytest.raises(InputError, match=r"markers\.json: not a readable description of markers"):
         read_markers(folder)

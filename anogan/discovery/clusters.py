@@ -28,26 +28,28 @@ class Clustering:
     silhouettes: dict[int, float]
 
 
-def cluster(points: np.ndarray, wanted: int | None, seed: int) -> Clustering:
+def cluster(points: np.ndarray, fitted: np.ndarray, wanted: int | None, seed: int) -> Clustering:
     """Return the k-means clusters of `points` (n, d), the same for the same points and seed.
 
+    They are fitted on the points that `fitted` (n,) marks; the others go to the nearest middle.
     None as `wanted` chooses the number within `RANGE` by the highest mean silhouette (Rousseeuw
     1987); fewer than 20 points are one cluster. A number above that of different points is lowered.
     """
-    different = len(np.unique(points, axis=0))
+    own = points[fitted]
+    different = len(np.unique(own, axis=0))
     if wanted is None:
-        counts = [k for k in range(RANGE[0], RANGE[1] + 1) if k * PER_CLUSTER <= len(points)]
+        counts = [k for k in range(RANGE[0], RANGE[1] + 1) if k * PER_CLUSTER <= len(own)]
         counts = [k for k in counts if k < different] or [1]
     else:
         counts = [max(1, min(wanted, different))]
-    if not len(points):
+    if not len(own):
         return Clustering(np.zeros(0, int), np.zeros(0), {})
-    found = {k: _k_means(points, k, seed) for k in counts}
+    middles = {k: _middles(own, k, seed) for k in counts}
     silhouettes = {}
     if len(counts) > 1:
-        silhouettes = {k: _silhouette(points, label, seed) for k, (label, _) in found.items()}
+        silhouettes = {k: _silhouette(own, _nearest(own, middles[k])[0], seed) for k in counts}
     best = max(counts, key=lambda k: (silhouettes.get(k, 0), -k))
-    return Clustering(*found[best], silhouettes)
+    return Clustering(*_nearest(points, middles[best]), silhouettes)
 
 
 def renumber(label: np.ndarray, order: pd.Index) -> np.ndarray:
@@ -56,14 +58,20 @@ def renumber(label: np.ndarray, order: pd.Index) -> np.ndarray:
     return np.array([place[old] for old in label], int)
 
 
-def _k_means(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _middles(points: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Return the middles (k, d) of the k-means clusters of points (n, d)."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
     state = derive_seed(seed, "clusters", k) % 2**32
     with threadpool_limits(1):  # sums of several threads differ from run to run
-        model = KMeans(k, n_init=10, random_state=state).fit(points)
-    return model.labels_, np.linalg.norm(points - model.cluster_centers_[model.labels_], axis=1)
+        return KMeans(k, n_init=10, random_state=state).fit(points).cluster_centers_
+
+
+def _nearest(points: np.ndarray, middles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the middles (k, d) is nearest to each of points (n, d), and how far."""
+    away = np.stack([np.linalg.norm(points - middle, axis=1) for middle in middles])
+    return away.argmin(axis=0), away.min(axis=0)
 
 
 def _silhouette(points: np.ndarray, label: np.ndarray, seed: int) -> float:

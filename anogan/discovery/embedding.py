@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anogan.discovery.regions import Region, surroundings
+from anogan.discovery.regions import Region
 from anogan.networks import Discriminator
 from anogan.scoring import padded_batches
 from preprocessing.errors import InputError
@@ -18,6 +18,7 @@ from preprocessing.patches import cut, window_sums
 from preprocessing.volume import Volume
 
 BATCH = 64
+BLOCK = 10_000  # rows that are copied at a time
 COMPONENTS = 10
 
 
@@ -44,7 +45,7 @@ def windows(
     The latter two are bool (n, size, size). Raises InputError when the heat map that the regions
     come from does not belong to the flat `volume`.
     """
-    pixel_um = tuple(1000 * step for step in volume.spacing_mm[1:])
+    shape, pixel_um = volume.data.shape[1:], tuple(1000 * step for step in volume.spacing_mm[1:])
     free = window_sums(~volume.valid, size) == 0
     corners, inside, outside = [], [], []
     for region in regions:
@@ -54,15 +55,14 @@ def windows(
                 f"{volume.volume}: B-scan {region.bscan} has heat where no patch fits; the heat "
                 "map is of another volume or of other settings: make it again with the rule heatmap"
             )
-        own = region.drawn(volume.data.shape[1:])
         place = tuple(slice(start, start + size) for start in corner)
         corners.append((region.bscan, *corner))
-        inside.append(own[place])
-        outside.append(surroundings(own, pixel_um)[place])
+        inside.append(region.drawn(shape)[place])
+        outside.append(region.surroundings(shape, pixel_um)[place])
     places = np.array(corners, int).reshape(-1, 3)
     gray = cut(volume.data.astype(np.float16), places, size)
-    shape = (len(regions), size, size)
-    return gray, np.array(inside, bool).reshape(shape), np.array(outside, bool).reshape(shape)
+    masks = (np.array(mask, bool).reshape(-1, size, size) for mask in (inside, outside))
+    return gray, *masks
 
 
 def feature_widths(discriminator: Discriminator) -> list[int]:
@@ -104,24 +104,30 @@ def _mean_over(activations: Tensor, mask: Tensor, otherwise: Tensor | None = Non
     return mean if otherwise is None else torch.where(total.unsqueeze(1) > 0, mean, otherwise)
 
 
-def reduce(features: np.ndarray, widths: list[int]) -> np.ndarray:
+def reduce(features: np.ndarray, fitted: np.ndarray, widths: list[int]) -> np.ndarray:
     """Return (n, k): the first `COMPONENTS` principal components of standardised features (n, d).
 
-    `widths` are those of `feature_widths`, which sum to d. Every part weighs the same, however many
-    channels its layer has; features that do not vary are left out.
+    Mean, spread and components are those of the rows that `fitted` (n,) marks. `widths` are those
+    of `feature_widths`, which sum to d. Every part weighs the same, however many channels its layer
+    has; features that do not vary are left out.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    if len(features) < 2:
+    own = features[fitted]
+    if len(own) < 2:
         return np.zeros((len(features), 1))
-    spread = features.std(axis=0)
+    mean = own.mean(axis=0, dtype=float).astype(own.dtype)
+    own -= mean
+    spread = np.sqrt(np.square(own).mean(axis=0, dtype=float))
     varying = spread > 1e-6
     if not varying.any():
         return np.zeros((len(features), 1))
+    components = min(COMPONENTS, len(own) - 1, int(varying.sum()))
     weight = np.repeat([1 / np.sqrt(width) for width in widths], widths)
-    centred = (features - features.mean(axis=0))[:, varying].astype(float)
-    scaled = centred / spread[varying] * weight[varying]
+    scale = np.where(varying, weight / np.maximum(spread, 1e-6), 0).astype(own.dtype)
+    own *= scale
     with threadpool_limits(1):  # sums of several threads differ from run to run
-        components = min(COMPONENTS, *scaled.shape)
-        return PCA(components, svd_solver="full").fit_transform(scaled)
+        axes = PCA(components, svd_solver="covariance_eigh").fit(own).components_.T
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(features), BLOCK)]
+        return np.concatenate([((features[rows] - mean) * scale) @ axes for rows in blocks])

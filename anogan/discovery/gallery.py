@@ -22,6 +22,7 @@ HEAD_PX, FOOT_PX, GAP_PX = 24, 20, 8
 BAR_UM = 200
 OUTLINE = (255, 190, 40)
 PAPER, INK = (255, 255, 255), (0, 0, 0)
+FONT = ImageFont.load_default(13)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ def choose(regions: pd.DataFrame, seed: int) -> dict[str, list[str]]:
     return {"central": [*ranked[:CENTRAL]], "random": [*others[np.sort(drawn)]]}
 
 
+def tile_title(volume: str, rest: str) -> str:
+    """Return a volume's id and the `rest` of a title, the id cut in its middle until both fit."""
+    shown, kept = volume, len(volume)
+    while kept and FONT.getlength(shown + rest) > TILE_UM[1] / PIXEL_UM:
+        kept -= 1
+        first, last = volume[: kept - kept // 2], volume[len(volume) - kept // 2 :]
+        shown = f"{first}\N{HORIZONTAL ELLIPSIS}{last}"
+    return shown + rest
+
+
 def draw_tile(
     gray: np.ndarray,
     region: Region,
@@ -53,19 +64,19 @@ def draw_tile(
 
     `centre` is the region's place (z, x) in pixels of that B-scan, `spacing_um` their size.
     """
-    height, width = (round(um / PIXEL_UM) for um in TILE_UM)
+    # a pixel more on every side, so that the edge of the tile is not taken for that of the region
+    height, width = (round(um / PIXEL_UM) + 2 for um in TILE_UM)
     z = centre[0] + (np.arange(height) - (height - 1) / 2)[:, None] * PIXEL_UM / spacing_um[0]
     x = centre[1] + (np.arange(width) - (width - 1) / 2)[None, :] * PIXEL_UM / spacing_um[1]
     places = np.broadcast_arrays(z, x)
     shown = map_coordinates(gray.astype(np.float32), places, order=1, cval=0)
     picture = np.repeat(np.rint(shown).astype(np.uint8)[..., None], 3, axis=2)
-    covered = binary_fill_holes(_covered(region, geometry, z, x))
-    picture[inner_border(covered)] = OUTLINE
-    return Tile(picture, title)
+    picture[inner_border(_covered(region, geometry, z, x))] = OUTLINE
+    return Tile(picture[1:-1, 1:-1], title)
 
 
 def _covered(region: Region, geometry: Geometry, z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return bool of the shape of z and x, native pixels, together: True inside the region."""
+    """Return bool of the shape of z and x, native pixels, together: True in the region, filled."""
     _, row, column = geometry.to_flat(region.bscan, z, x)
     row = np.floor(row + 0.5) - region.corner[0]
     column = np.broadcast_to(column - region.corner[1], row.shape)
@@ -74,7 +85,8 @@ def _covered(region: Region, geometry: Geometry, z: np.ndarray, x: np.ndarray) -
     outside_scan = (x < -0.5) | (x > geometry.z_offset.shape[1] * geometry.x_factor - 0.5)
     inside &= ~outside_scan
     covered = np.zeros(row.shape, bool)
-    covered[inside] = region.mask[row[inside].astype(int), column[inside]]
+    filled = binary_fill_holes(region.mask)
+    covered[inside] = filled[row[inside].astype(int), column[inside]]
     return covered
 
 
@@ -90,21 +102,20 @@ def draw_sheet(title: str, rows: dict[str, Sequence[Tile]], path: str | Path) ->
     )
     sheet = Image.new("RGB", whole, PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
-    draw.text((GAP_PX, 5), title, INK, font)
+    draw.text((GAP_PX, 5), title, INK, FONT)
     top = HEAD_PX
     for name, tiles in kinds.items():
-        draw.text((GAP_PX, top + 5), name, INK, font)
+        draw.text((GAP_PX, top + 5), name, INK, FONT)
         top += HEAD_PX
         for i, tile in enumerate(tiles):
             left = GAP_PX + i % COLUMNS * (width + GAP_PX)
             upper = top + i // COLUMNS * step
             sheet.paste(Image.fromarray(tile.picture), (left, upper))
-            draw.text((left, upper + height + 3), tile.title, INK, font)
+            draw.text((left, upper + height + 3), tile.title, INK, FONT)
         top += lines[name] * step
     bar_px = round(BAR_UM / PIXEL_UM)
     draw.rectangle((GAP_PX, top + 8, GAP_PX + bar_px, top + 11), fill=INK)
     wide, high = TILE_UM[1], TILE_UM[0]
     text = f"{BAR_UM} um, in z and in x; a piece is {wide} um wide and {high} um high"
-    draw.text((2 * GAP_PX + bar_px, top + 2), text, INK, font)
+    draw.text((2 * GAP_PX + bar_px, top + 2), text, INK, FONT)
     sheet.save(path)

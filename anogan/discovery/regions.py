@@ -1,10 +1,9 @@
 """Anomalous regions: connected pixels of a heat map above what healthy eyes reach."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import find_objects, gaussian_filter, label, maximum, maximum_filter
+from scipy.ndimage import find_objects, gaussian_filter, label, maximum_filter
 
 from anogan.maps.file import VolumeMaps
 from preprocessing.geometry import Geometry
@@ -12,7 +11,6 @@ from preprocessing.geometry import Geometry
 SMOOTHING_UM = 8  # less than a hyperreflective focus, more than the axial grain of speckle
 NEIGHBOURS = np.array([[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3])
 RING_UM = (16, 44)  # how far a region's surroundings reach, in z and x
-SAMPLE = 500_000  # pixels of a volume that the threshold is chosen from
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Region:
     peak: tuple[int, int]
     excess: float
 
-    @cached_property
+    @property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns (n,) of its pixels in the flat B-scan."""
         rows, columns = np.nonzero(self.mask)
@@ -48,9 +46,23 @@ class Region:
 
     def drawn(self, shape: tuple[int, int]) -> np.ndarray:
         """Return bool of `shape`, that of the flat B-scan: True on its pixels."""
-        found = np.zeros(shape, bool)
-        found[self.pixels] = True
-        return found
+        return _placed(self.mask, self.corner, shape)
+
+    def surroundings(self, shape: tuple[int, int], pixel_um: tuple[float, float]) -> np.ndarray:
+        """Return bool of `shape`: True within `RING_UM` of its pixels but not on them."""
+        reach = [max(1, round(um / pixel)) for um, pixel in zip(RING_UM, pixel_um, strict=True)]
+        wide = np.pad(self.mask, [(pixels, pixels) for pixels in reach])
+        ring = maximum_filter(wide, [2 * pixels + 1 for pixels in reach]) & ~wide
+        return _placed(ring, (self.corner[0] - reach[0], self.corner[1] - reach[1]), shape)
+
+
+def _placed(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Return bool of `shape`: True where `mask` is, whose first pixel lies at `corner`."""
+    places = np.argwhere(mask) + corner
+    rows, columns = places[((places >= 0) & (places < shape)).all(axis=1)].T
+    found = np.zeros(shape, bool)
+    found[rows, columns] = True
+    return found
 
 
 def within_retina(geometry: Geometry, n_rows: int) -> np.ndarray:
@@ -78,32 +90,33 @@ def retinal_heat(
     return kind, heat
 
 
-def some_values(heat: np.ndarray) -> np.ndarray:
-    """Return at most `SAMPLE` of the known values of a map, evenly spaced."""
+def some_values(heat: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of the known values of a map, evenly spaced."""
     known = heat[np.isfinite(heat)]
-    return known[:: max(1, -(-len(known) // SAMPLE))]
+    return known[:: max(1, -(-len(known) // count))]
 
 
 def find_regions(
-    heat: np.ndarray,
-    threshold: float,
-    pixel_um: tuple[float, float],
-    smallest_um2: float,
-    most: int,
+    heat: np.ndarray, threshold: float, pixel_um2: np.ndarray, smallest_um2: float
 ) -> list[Region]:
-    """Return the regions of `heat` (b, r, c) above `threshold`, at most `most`, in their order.
+    """Return the regions of `heat` (b, r, c) above `threshold` that have `smallest_um2`, in order.
 
-    Pixels belong together that share an edge. Regions smaller than `smallest_um2` are dropped; of
-    more than `most` those stay whose highest value is highest.
+    Pixels belong together that share an edge; `pixel_um2` (b, c) is the area of one in the eye.
     """
     with np.errstate(invalid="ignore"):
         labels, n = label(heat > threshold, NEIGHBOURS)
-    area_um2 = np.bincount(labels.ravel(), minlength=n + 1)[1:] * pixel_um[0] * pixel_um[1]
-    highest = np.asarray(maximum(heat, labels, np.arange(1, n + 1)))
-    large = np.flatnonzero(area_um2 >= smallest_um2)
-    kept = np.sort(large[np.argsort(-highest[large], kind="stable")[:most]])
+    b, r, c = np.nonzero(labels)
+    area_um2 = np.bincount(labels[b, r, c] - 1, pixel_um2[b, c], n)
     boxes = find_objects(labels)
-    return [_region(heat, labels, boxes[i], i + 1, threshold) for i in kept]
+    large = np.flatnonzero(area_um2 >= smallest_um2)
+    return [_region(heat, labels, boxes[i], i + 1, threshold) for i in large]
+
+
+def hottest(regions: list[Region], count: int) -> np.ndarray:
+    """Return bool (n,): True for the `count` regions with the highest peak, of equals the first."""
+    found = np.zeros(len(regions), bool)
+    found[np.argsort([-region.excess for region in regions], kind="stable")[:count]] = True
+    return found
 
 
 def _region(
@@ -154,7 +167,7 @@ def measures(
     """
     rows, columns = region.pixels
     ilm, bm = geometry.ilm[region.bscan, columns], geometry.bm[region.bscan, columns]
-    outside = surroundings(region.drawn(gray.shape), pixel_um) & valid
+    outside = region.surroundings(gray.shape, pixel_um) & valid
     step_um = pixel_um[0] * float(geometry.z_scale[region.bscan, columns].mean())
     return {
         "width_um": region.mask.shape[1] * pixel_um[1],
@@ -165,9 +178,3 @@ def measures(
         "gray_inside": float(gray[rows, columns].mean()),
         "gray_outside": float(gray[outside].mean()) if outside.any() else np.nan,
     }
-
-
-def surroundings(mask: np.ndarray, pixel_um: tuple[float, float]) -> np.ndarray:
-    """Return bool (h, w): the pixels within `RING_UM` of a region's `mask` (h, w) but not in it."""
-    reach = [2 * max(1, round(um / pixel)) + 1 for um, pixel in zip(RING_UM, pixel_um, strict=True)]
-    return maximum_filter(mask, reach) & ~mask

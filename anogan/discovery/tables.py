@@ -7,8 +7,8 @@ from anogan.discovery.frequency import Frequency, compare
 
 EYES = {1: "diseased", 0: "healthy", -1: "unknown"}
 REGION_COLUMNS = (
-    *("region", "cluster", "volume", "patient", "eye", "eye_label", "split", "bscan"),
-    *("z", "x", "z0", "z1", "x0", "x1"),
+    *("region", "cluster", "fitted", "volume", "patient", "eye", "eye_label", "split"),
+    *("bscan", "z", "x", "z0", "z1", "x0", "x1", "vendor_bscan", "vendor_x"),
     *("flat_z", "flat_x", "flat_z0", "flat_z1", "flat_x0", "flat_x1"),
     *("width_um", "height_um", "area_um2", "depth", "above_bm_um"),
     *("gray_inside", "gray_outside", "excess", "distance"),
@@ -18,7 +18,7 @@ CLUSTER_COLUMNS = (
     *("cluster", "regions", "volumes", "patients", "diseased", "healthy", "unknown"),
     *(f"{name}{end}" for name in MEASURED for end in ("", "_q1", "_q3")),
     *("gray_inside", "gray_outside"),
-    *("per_bscan_diseased", "per_bscan_healthy", "ratio", "ratio_low", "ratio_high", "why_not"),
+    *("per_10mm_diseased", "per_10mm_healthy", "ratio", "ratio_low", "ratio_high", "why_not"),
     "description",
 )
 CONTRAST = 0.1  # of gray values from -1 to 1: below, a cluster is as bright as its surroundings
@@ -29,8 +29,8 @@ INNER = 0.5  # of the way from ILM to Bruch's membrane
 def cluster_table(
     regions: pd.DataFrame, volumes: pd.DataFrame, replicates: int, seed: int
 ) -> pd.DataFrame:
-    """Return a row per cluster of `regions`, whose `cluster` is any number, the one whose regions
-    are most frequent in diseased beside healthy eyes first, else the largest.
+    """Return a row per cluster of `regions`, whose `cluster` is any number, first the one that is
+    most surely more frequent in diseased eyes (`Frequency.order`), of equal ones the largest.
 
     `volumes` are those that `compare` takes. The columns are `CLUSTER_COLUMNS`; `cluster` keeps the
     numbers of `regions`.
@@ -38,12 +38,10 @@ def cluster_table(
     rows = []
     for number, own in regions.groupby("cluster"):
         frequency = compare(own["volume"].value_counts(), volumes, replicates, seed)
-        rows.append({"cluster": number, **_counts(own), **_medians(own), **_columns(frequency)})
-    table = pd.DataFrame(rows, columns=list(CLUSTER_COLUMNS))
-    table["description"] = [describe(row) for row in table.to_dict("records")]
-    first = table.assign(ratio=table["ratio"].astype(float).fillna(0))
-    order = first.sort_values(["ratio", "regions", "cluster"], ascending=[False, False, True]).index
-    return table.loc[order].reset_index(drop=True)
+        measured = {"cluster": number, **_counts(own), **_medians(own), **_columns(frequency)}
+        rows.append({**measured, "description": describe(measured)})
+    rows.sort(key=lambda row: (-np.nan_to_num(row["order"]), -row["regions"], row["cluster"]))
+    return pd.DataFrame(rows, columns=list(CLUSTER_COLUMNS))
 
 
 def describe(row: dict) -> str:
@@ -81,15 +79,16 @@ def _medians(own: pd.DataFrame) -> dict[str, float]:
 
 def _columns(frequency: Frequency) -> dict[str, float | str]:
     return {
-        "per_bscan_diseased": frequency.diseased,
-        "per_bscan_healthy": frequency.healthy,
+        "per_10mm_diseased": frequency.diseased,
+        "per_10mm_healthy": frequency.healthy,
         "ratio": frequency.ratio,
         "ratio_low": frequency.low,
         "ratio_high": frequency.high,
         "why_not": frequency.why_not,
+        "order": frequency.order,
     }
 
 
 def tsv(table: pd.DataFrame) -> str:
-    """Return a table as text: numbers to four digits, `n.a.` where there is none."""
+    """Return a table as text: numbers to five digits, `n.a.` where there is none."""
     return table.to_csv(sep="\t", index=False, float_format="%.5g", na_rep="n.a.")

@@ -28,21 +28,22 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Markers:
-    """How regions were found (markers.json), and the clusters they were put in."""
+    """Regions and the clusters they were put in.
 
-    facts: dict
+    Attributes
+    ----------
+    method : whose heat maps were searched.
+    regions, volumes : how many regions, and in how many volumes they were looked for.
+    fitted_per_volume : how many regions of a volume clusters were fitted on, at most.
+    rule : what makes a region, in words.
+    """
+
+    method: str
+    regions: int
+    volumes: int
+    fitted_per_volume: int
+    rule: str
     clusters: list[Cluster]
-
-    @property
-    def rule(self) -> str:
-        """What makes a region, in words."""
-        facts, quantile = self.facts, f"{100 * self.facts['quantile']:.4g}"
-        return (
-            f"whose {facts['map']}, lightly smoothed, is above what {quantile} % of the retina's "
-            f"pixels of {facts['from']} stay below, and which are at least "
-            f"{facts['smallest_um2']:g} \N{MICRO SIGN}m\N{SUPERSCRIPT TWO} large; at most "
-            f"{facts['regions_per_volume']} of a volume"
-        )
 
 
 def read_markers(folder: str) -> Markers:
@@ -50,10 +51,20 @@ def read_markers(folder: str) -> Markers:
     table, beside = Path(folder) / "clusters.tsv", Path(folder) / "markers.json"
     with reading(beside, "description of markers", "markers"):
         facts = json.loads(beside.read_text(encoding="utf-8"))
+        names = ("method", "regions", "volumes", "regions_per_volume")
+        found = [*(facts[name] for name in names), _rule(facts)]
     with reading(table, "table of clusters", "markers"):
         text = StringIO(read_whole_lines(table))
         rows = pd.read_csv(text, sep="\t", na_values="n.a.", keep_default_na=False)
-        return Markers(facts, [_cluster(row, Path(folder)) for row in rows.to_dict("records")])
+        return Markers(*found, [_cluster(row, Path(folder)) for row in rows.to_dict("records")])
+
+
+def _rule(facts: dict) -> str:
+    return (
+        f"whose {facts['map']}, lightly smoothed, is above what {100 * facts['quantile']:.4g} % of "
+        f"the retina's pixels of {facts['from']} stay below, and which are at least "
+        f"{facts['smallest_um2']:g} \N{MICRO SIGN}m\N{SUPERSCRIPT TWO} large"
+    )
 
 
 def _cluster(row: dict, folder: Path) -> Cluster:
@@ -74,8 +85,8 @@ def _cluster(row: dict, folder: Path) -> Cluster:
         "gray value inside; around it (\N{MINUS SIGN}1 to 1)": (
             f"{number(row['gray_inside'], '.2f')}; {number(row['gray_outside'], '.2f')}"
         ),
-        "regions per B-scan in diseased; healthy eyes": (
-            f"{number(row['per_bscan_diseased'], '.3g')}; {number(row['per_bscan_healthy'], '.3g')}"
+        "regions per 10 mm of B-scan in diseased; healthy eyes": (
+            f"{number(row['per_10mm_diseased'], '.3g')}; {number(row['per_10mm_healthy'], '.3g')}"
         ),
     }
     picture = sheet(folder / f"cluster-{k}.png")
@@ -89,7 +100,9 @@ def _frequency(row: dict) -> str:
         return f"How much more frequent in diseased eyes: n.a. ({why_not})."
     between = f"{number(row['ratio_low'], '.3g')} to {number(row['ratio_high'], '.3g')}"
     interval = f"no interval: {why_not}" if why_not else f"95 % interval {between}"
-    return f"{ratio} times as frequent per B-scan in diseased as in healthy eyes ({interval})."
+    return (
+        f"{ratio} times as frequent per mm of B-scan in diseased as in healthy eyes ({interval})."
+    )
 
 
 def _quartiles(row: dict, name: str, unit: str, form: str = ".0f") -> str:
