@@ -40,6 +40,7 @@ LONGEST_ROW = 100  # steps
 SAMPLE_GRIDS = 20
 LEARNING_MODULES = (
     *("autoencoder", "batches", "convolutions", "distributed", "losses", "networks", "training"),
+    "variation",
     *("methods/acae", "methods/encoder", "methods/gan", "methods/restorer"),
 )
 NOT_LEARNED = (  # options that do not decide what is learned

@@ -3,11 +3,11 @@
 Usage: python benchmarks/detection.py WORK [--sites N] [--methods METHOD ...]
 
 Trains every model on one healthy eye (kept in the folder WORK: a second call only scores) and tests
-on other eyes, by the truths of `benchmarks/truths.py`: lesions inserted into the other healthy eye,
+on other eyes, by the truths of `benchmarks/truths.py`: lesions inserted into healthy retina,
 with their sham, which must stay at an AUC of 0.5; real drusen; real fluid within its B-scan. With
-OCT_TEST_DATA, the direction "validation" learns from healthy_subject1, for choosing; what was not
-chosen there alone, docs/validation.md tells. "test" is the reverse, with other diseased eyes.
-Without the data, phantoms stand in.
+OCT_TEST_DATA, the directions "validation" (learns from healthy_subject1) and "validation-2" (from
+healthy_subject2) are for choosing, "test" (from healthy_subject2 as well) has other eyes to report
+on; how often they were looked at, docs/validation.md tells. Without the data, phantoms stand in.
 
 Prints a TSV table, measure value unit baseline ratio: the AUC of each method on each truth, its
 interval of 95 % over B-scans in `unit`; as baseline the best of pca, ae and acae; and how many
@@ -86,10 +86,10 @@ def run(package: str, *arguments: object) -> None:
 
 def truths_of(direction: Direction, eyes: dict[str, Eye], sites: int) -> list[Truth]:
     """Return all truths of a direction, `sites` of each kind of inserted lesion."""
-    healthy = eyes[direction.healthy]
-    found = list(inserted(healthy, sites, SEED))
+    host = eyes[direction.host]
+    found = list(inserted(host, sites, SEED))
     for name in direction.drusen:
-        found += drusen(eyes[name], healthy, sites, SEED)
+        found += drusen(eyes[name], None if name == direction.host else host, sites, SEED)
     for name, marked in direction.fluid.items():
         found.append(fluid(name, [eyes[eye] for eye in marked], PER_BSCAN, LEAST_FLUID, SEED))
     return found
@@ -227,12 +227,14 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for eyes, models and detection.tsv")
     parser.add_argument("--sites", type=int, default=160, help="of each kind of inserted lesion")
     parser.add_argument("--methods", nargs="+", choices=SCORING, default=list(SCORING))
-    parser.add_argument("--directions", nargs="+", choices=["validation", "test"])
+    parser.add_argument("--directions", nargs="+", choices=["validation", "validation-2", "test"])
     args = parser.parse_args()
     args.work = args.work.resolve()
     args.methods = list(dict.fromkeys([*args.methods, *BASELINES]))
     torch.set_num_threads(os.cpu_count())
-    chosen = [d for d in sources()[0] if d.name in (args.directions or d.name)]
+    chosen = [d for d in sources()[0] if not args.directions or d.name in args.directions]
+    if not chosen:
+        parser.error("phantoms have the directions validation and test; set OCT_TEST_DATA")
     table = pd.concat([measure(direction, args) for direction in chosen], ignore_index=True)
     table.to_csv(args.work / "detection.tsv", sep="\t", index=False, float_format="%.4f")
     print("measure\tvalue\tunit\tbaseline\tratio")

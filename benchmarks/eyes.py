@@ -29,25 +29,29 @@ PHANTOM_BSCANS = 24
 
 @dataclass(frozen=True)
 class Direction:
-    """Who learns from which eye and is tested on which; `fluid` names eyes by truth."""
+    """Who learns from which eye and is tested on which.
+
+    Lesions are inserted into `host`, which also has the healthy patches that drusen are compared
+    with, unless it has drusen itself; `fluid` names eyes by truth.
+    """
 
     name: str
     trains_on: str
-    healthy: str
+    host: str
     drusen: list[str]
     fluid: dict[str, list[str]] = field(default_factory=dict)
 
     @property
-    def all_eyes(self) -> list[str]:
+    def all_eyes(self) -> set[str]:
         """The eyes that are tested on."""
-        return [self.healthy, *self.drusen, *(eye for eyes in self.fluid.values() for eye in eyes)]
+        return {self.host, *self.drusen, *(eye for eyes in self.fluid.values() for eye in eyes)}
 
 
 def sources() -> tuple[list[Direction], dict[str, Callable[[], Volume]]]:
     """Return the directions and how to get each eye: real ones, or phantoms without the data.
 
-    No patient is in both directions' diseased eyes; a healthy eye that one direction learns from,
-    the other is tested on.
+    Methods are chosen by "validation" and "validation-2". Of the eyes that "test" is tested on they
+    hold healthy_subject1 alone, which "validation" learns from.
     """
     if "OCT_TEST_DATA" not in os.environ:
         return _phantoms()
@@ -62,6 +66,13 @@ def sources() -> tuple[list[Direction], dict[str, Callable[[], Volume]]]:
             "validation",
             "healthy_subject1",
             "healthy_subject2",
+            ["AMD_patient1"],
+            {"fluid, DME": ["subject01", "subject03"]},
+        ),
+        Direction(
+            "validation-2",
+            "healthy_subject2",
+            "AMD_patient1",
             ["AMD_patient1"],
             {"fluid, DME": ["subject01", "subject03"]},
         ),

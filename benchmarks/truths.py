@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import maximum_filter1d
 
 from benchmarks.insertion import KINDS, choose_sites, insert
 from preprocessing.geometry import Geometry
@@ -60,7 +61,13 @@ def _random(corners: np.ndarray, n: int, seed: int, *labels: str) -> np.ndarray:
 
 
 def inserted(eye: Eye, n: int, seed: int) -> Iterator[Truth]:
-    """Yield lesions of each kind and contrast in a healthy eye, against the same places without."""
+    """Yield lesions of each kind and contrast, against the same places without.
+
+    They lie where the RPE is raised neither there nor in the B-scans beside, which the tissue comes
+    from, so that an eye with drusen will do as well.
+    """
+    raised = maximum_filter1d(_columns(_raised(eye)), 3, axis=0)
+    eye = Eye(eye.flat.replace(valid=eye.flat.valid & ~raised), eye.geometry)
     for name in KINDS:
         sites = choose_sites(eye.flat, eye.geometry, name, n, seed)
         corners = np.array([(s.bscan, *s.corner) for s in sites]).reshape(-1, 3)
@@ -84,22 +91,30 @@ def raised_rpe(rpe: np.ndarray, bm: np.ndarray, z: np.ndarray, step_mm: float) -
     return ((bm - rpe) * 1000 * step_mm > RAISED_UM) & (z >= rpe) & (z < bm)
 
 
-def drusen(diseased: Eye, healthy: Eye, n: int, seed: int) -> Iterator[Truth]:
-    """Yield real drusen against patches of a healthy eye, and against others of the same eye."""
+def _raised(eye: Eye) -> np.ndarray:
+    rows, step_mm = np.arange(eye.flat.data.shape[1]), eye.flat.spacing_mm[1]
+    return raised_rpe(eye.geometry.rpe, eye.geometry.bm, rows, step_mm)
+
+
+def _columns(mask: np.ndarray) -> np.ndarray:
+    """Return bool (b, z, x): all of a column in which `mask` is anywhere True."""
+    return np.broadcast_to(mask.any(axis=1, keepdims=True), mask.shape)
+
+
+def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Truth]:
+    """Yield real drusen against others of the same eye, and against patches of a healthy eye."""
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
-    rows, step_mm = np.arange(diseased.flat.data.shape[1]), diseased.flat.spacing_mm[1]
-    raised = raised_rpe(diseased.geometry.rpe, diseased.geometry.bm, rows, step_mm)
+    raised = _raised(diseased)
     count = window_sums(raised, SIZE)[tuple(corners.T)]
     # a patch above a druse shows its top: dry is what has none in any of its columns
-    columns = np.broadcast_to(raised.any(axis=1, keepdims=True), raised.shape)
-    dry = corners[window_sums(columns, SIZE)[tuple(corners.T)] == 0]
-    elsewhere = possible_corners(healthy.flat, healthy.geometry, SIZE)
+    dry = corners[window_sums(_columns(raised), SIZE)[tuple(corners.T)] == 0]
     shown = _random(corners[count >= LEAST_PX], n, seed, diseased.flat.volume, "drusen")
-    others = {
-        "drusen, healthy eye": (healthy, _random(elsewhere, n, seed, healthy.flat.volume, "dry")),
-        "drusen, same eye": (diseased, _random(dry, n, seed, diseased.flat.volume, "dry")),
-    }
-    for name, (eye, negative) in others.items():
+    others = {"drusen, same eye": (diseased, dry)}
+    if healthy is not None:
+        elsewhere = possible_corners(healthy.flat, healthy.geometry, SIZE)
+        others["drusen, healthy eye"] = healthy, elsewhere
+    for name, (eye, without) in others.items():
+        negative = _random(without, n, seed, eye.flat.volume, "dry")
         patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]
         index = [_index(diseased, shown, 1, ""), _index(eye, negative, 0, "")]
         yield Truth(

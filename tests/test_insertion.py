@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.insertion import DRUSE_GRAY, KINDS, choose_sites, druse, ellipse, insert
-from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, raised_rpe
+from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, inserted, raised_rpe
 from preprocessing.flatten import add_options, flatten_by
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
@@ -157,6 +157,18 @@ def test_drusen_lie_between_bruchs_membrane_and_a_raised_rpe():
     raised = raised_rpe(rpe, bm, np.arange(8, 22), 0.004)  # by 40 and 32 um
     assert raised.sum(axis=0).tolist() == [10, 0, 0]
     assert np.flatnonzero(raised[:, 0]).tolist() == list(range(2, 12))
+
+
+def test_nothing_is_inserted_where_the_rpe_is_raised_or_beside_it(diseased):
+    layers, z = diseased.geometry, np.arange(diseased.flat.data.shape[1])
+    step_mm = diseased.flat.spacing_mm[1]
+    raised = raised_rpe(layers.rpe, layers.bm, z, step_mm).any(axis=1)
+    assert raised.any()
+    for truth in inserted(diseased, 12, SEED):
+        assert len(truth.index)
+        for row in truth.index.itertuples():
+            nearby = raised[max(row.bscan - 1, 0) : row.bscan + 2, row.x : row.x + 64]
+            assert not nearby.any()
 
 
 def test_drusen_are_compared_with_patches_that_have_none(eye, diseased):

@@ -16,7 +16,7 @@ from test_encoder import CPU, SIZE, patches_of, save_gan, score_command
 
 from anogan.deviation import GRAYS, HEIGHTS, LOWEST_PX, PRIOR_PX, Usual, learn_usual
 from anogan.methods import r_anogan
-from anogan.methods.restorer import RestorerTraining, damaged, relit
+from anogan.methods.restorer import RestorerTraining, damaged
 from anogan.model import load_model, save_model
 from preprocessing.cli import run_command
 from preprocessing.geometry import Geometry
@@ -195,15 +195,6 @@ class TestDamage:
     def test_the_share_is_that_of_the_patches(self, healthy):
         changed = (damaged(healthy, 0.5, seeded(2)) != healthy).flatten(1).any(1)
         assert 0.3 < changed.float().mean() < 0.7
-
-    def test_light_varies_and_keeps_the_order_of_gray_values(self, healthy):
-        lit = relit(healthy, seeded(3))
-        assert torch.equal(lit, relit(healthy, seeded(3)))
-        assert not torch.equal(lit, relit(healthy, seeded(4)))
-        assert lit.abs().max() <= 1
-        order = healthy.flatten(1).argsort(dim=1)
-        assert (lit.flatten(1).gather(1, order).diff(dim=1) >= 0).all()
-        assert lit.mean((1, 2, 3)).std() > 5 * healthy.mean((1, 2, 3)).std()
 
 
 class TestTraining:

@@ -8,7 +8,8 @@ a lesion move z. So E and G, which starts as the GAN's, go on learning together 
 
 be small for healthy patches x, where x' is x with a rectangle of foreign tissue in most patches:
 denoising (Kascenas et al. 2022, PMLR 172) with pasted cuts (Li et al. 2021, CutPaste, 2104.04015).
-Contrast and brightness vary as they do from eye to eye.
+Thickness, light and speckle vary as they do from eye to eye (`anogan.variation`), also where the
+residuals that are usual are learned.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from anogan.autoencoder import AutoencoderTraining
 from anogan.deviation import Usual, learn_usual
 from anogan.model import Architecture, load_gan, weights_of
 from anogan.training import Context, Fitted, add_descent_arguments, planned_steps, train
+from anogan.variation import noisy, relit, stretched
 from preprocessing.errors import InputError
 from preprocessing.patch_file import MappedPatches
 from preprocessing.seeds import derive_seed
@@ -32,7 +34,6 @@ USUAL = 3000  # patches that say what is usual
 BATCH = 250  # of them at a time
 SIDES_PX = (4, 40), (2, 28)  # of the rectangles, z and x, in patches of 64 pixels
 FULL_SIZE = 64
-CONTRAST, GAIN = 0.3, 0.09  # a power of exp(-+ CONTRAST), a factor of 1 -+ GAIN
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ class RestorerTraining(AutoencoderTraining):
         """Learn from a batch real (n, 1, h, w)."""
         pace = self.args.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
         self.optimisers["autoencoder"].param_groups[0]["lr"] = pace
-        real = relit(real, draw)
+        real = noisy(relit(stretched(real, draw), draw), draw)
         shown = damaged(real, self.args.damaged, draw)
         with self.context.autocast():
             restored = self.rebuild(shown)
@@ -84,21 +85,19 @@ class RestorerTraining(AutoencoderTraining):
 
     @torch.no_grad()
     def learn_usual(self, patches: MappedPatches) -> Usual:
-        """Return what is usual in healthy patches, undamaged and restored as they will be."""
+        """Return what is usual in healthy patches, undamaged and restored as they will be.
+
+        Their layers are not stretched, as a table by height could not follow.
+        """
         self.autoencoder.eval()
         rng = np.random.default_rng(derive_seed(self.context.seed, "usual"))
         rows = np.sort(rng.permutation(len(patches))[:USUAL])
         x = torch.from_numpy(patches[rows]).float().unsqueeze(1)
+        draw = self.context.generator("usual")
+        x = noisy(relit(x, draw), draw)
         parts = [self.rebuild(part.to(self.context.device)).cpu() for part in x.split(BATCH)]
         height_px = torch.from_numpy(self.context.height_px[rows])
         return learn_usual(x, torch.cat(parts), height_px)
-
-
-def relit(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Return patches x (n, 1, h, w) in [-1, 1] with another contrast and brightness each."""
-    gamma, gain = (torch.rand(2, len(x), 1, 1, 1, generator=draw) * 2 - 1).to(x.device)
-    bent = ((x + 1) / 2).clamp(0, 1) ** torch.exp(CONTRAST * gamma)
-    return ((bent * 2 - 1) * (1 + GAIN * gain)).clamp(-1, 1)
 
 
 def damaged(x: Tensor, share: float, draw: torch.Generator) -> Tensor:
