@@ -77,8 +77,12 @@ class AutoencoderTraining(RebuildingTraining):
 
     def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
         """Learn from a batch real (n, 1, h, w)."""
+        return self.learn(real, real)
+
+    def learn(self, shown: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Learn to make patches real (n, 1, h, w) of those that are shown."""
         with self.context.autocast():
-            rebuilt = self.autoencoder(real)
+            rebuilt = self.rebuild(shown)
         loss = mse_loss(rebuilt.float(), real)
         self.descend("autoencoder", loss)
         return {"loss": loss.detach()}

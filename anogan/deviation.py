@@ -14,7 +14,8 @@ bright layer means much in a dark one. So, per patch x and what it was rebuilt a
 No sd_s is taken for smaller than half of the residual's own at that scale: the vitreous of some
 eyes has no noise at all, and that of others would stand out from it.
 
-All S are in standard deviations of healthy patches. Where the height is not known, the table of all
+The parts are in standard deviations of the healthy patches that the table was learned from; in
+other eyes healthy patches lie a little higher. Where the height is not known, the table of all
 heights together serves.
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -49,6 +51,8 @@ BIN_PX, LOWEST_PX, HEIGHTS = 6, -42, 36  # bins of heights; all heights together
 PRIOR_PX = 3000  # pixels of all heights that count in every bin, so that none is empty
 LEAST_SD = 0.5  # of a bin, as a share of that of all pixels
 LEAST_SPREAD = 1e-3  # of the logarithms, should all patches be alike
+TINY = 1e-6  # of a residual; its logarithm is taken
+BLOCK = 250  # patches in memory at a time while what is usual is learned
 
 
 @cache
@@ -94,8 +98,8 @@ class Usual:
 
         `height_px` (n,) tells how many rows the top row of each lies above BM, NaN where unknown.
         """
-        unusual = _unusual(x, rebuilt, height_px, self.edges, self.mean, self.sd)
-        unusual = (unusual.log() - self.centre) / self.spread
+        logs = _log_unusual(x, rebuilt, height_px, self.edges, self.mean, self.sd)
+        unusual = (logs - self.centre) / self.spread
         soft_maximum = unusual.logsumexp(dim=1, keepdim=True) - math.log(len(PARTS))
         return torch.cat([soft_maximum, unusual], dim=1)
 
@@ -107,28 +111,36 @@ class Usual:
 
 def learn_usual(x: Tensor, rebuilt: Tensor, height_px: Tensor) -> Usual:
     """Return what is usual in healthy patches x, rebuilt as (n, 1, h, w), `height_px` (n,)."""
-    expected = smoothed(rebuilt, EXPECTED).flatten().sort().values
-    edges = expected[torch.arange(1, GRAYS, device=x.device) * len(expected) // GRAYS]
-    place = _place(rebuilt, height_px, edges).flatten()
-    tables = [_table(smoothed(x - rebuilt, scale).flatten(), place) for scale in SCALES]
-    mean, sd = (torch.stack(parts) for parts in zip(*tables, strict=True))
-    logs = _unusual(x, rebuilt, height_px, edges, mean, sd).log()
+    blocks = [*zip(*(part.split(BLOCK) for part in (x, rebuilt, height_px)), strict=True)]
+    expected = np.concatenate([smoothed(part, EXPECTED).flatten() for _, part, _ in blocks])
+    expected.sort()
+    edges = torch.from_numpy(expected[np.arange(1, GRAYS) * len(expected) // GRAYS])
+    sums = [[_sums(*block, scale, edges) for block in blocks] for scale in SCALES]
+    mean, sd = (torch.stack(parts) for parts in zip(*map(_table, sums), strict=True))
+    logs = torch.cat([_log_unusual(*block, edges, mean, sd) for block in blocks])
     return Usual(edges, mean, sd, logs.mean(dim=0), logs.std(dim=0).clamp(min=LEAST_SPREAD))
 
 
-def _table(r: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of residuals r (k,) by place, ((HEIGHTS + 1) * GRAYS,)."""
+def _sums(x: Tensor, rebuilt: Tensor, height_px: Tensor, scale: Scale, edges: Tensor) -> Tensor:
+    """Return the number, sum and sum of squares of smoothed residuals by place, (3, bins)."""
+    place = _place(rebuilt, height_px, edges).flatten()
+    r = smoothed(x - rebuilt, scale).flatten().double()
     bins = (HEIGHTS + 1) * GRAYS
-    sums = torch.stack([torch.bincount(place, r.double() ** power, bins) for power in range(3)])
-    sums = sums.view(3, HEIGHTS + 1, GRAYS)
-    everywhere = sums.sum(dim=1, keepdim=True)
-    sums = sums + PRIOR_PX * everywhere / everywhere[0].clamp(min=1)
-    sums[:, -1:] = everywhere
-    count, total, squares = sums.flatten(1)
-    least = r.double().std()
+    return torch.stack([torch.bincount(place, r**power, bins) for power in range(3)])
+
+
+def _table(sums: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of residuals by place, (bins,), from their `_sums`."""
+    by_place = torch.stack(sums).sum(dim=0).view(3, HEIGHTS + 1, GRAYS)
+    everywhere = by_place.sum(dim=1, keepdim=True)
+    count, total, squares = everywhere.sum(dim=2).flatten()
+    least = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+    by_place = by_place + PRIOR_PX * everywhere / everywhere[0].clamp(min=1)
+    by_place[:, -1:] = everywhere
+    count, total, squares = by_place.flatten(1)
     mean = total / count.clamp(min=1)
-    variance = squares / count.clamp(min=1) - mean.square()
-    return mean.float(), variance.clamp(min=0).sqrt().clamp(min=LEAST_SD * least).float()
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+    return mean.float(), variance.sqrt().clamp(min=max(LEAST_SD * least.item(), TINY)).float()
 
 
 def _place(rebuilt: Tensor, height_px: Tensor, edges: Tensor) -> Tensor:
@@ -139,14 +151,14 @@ def _place(rebuilt: Tensor, height_px: Tensor, edges: Tensor) -> Tensor:
     return height * GRAYS + torch.bucketize(smoothed(rebuilt, EXPECTED), edges)
 
 
-def _unusual(
+def _log_unusual(
     x: Tensor, rebuilt: Tensor, height_px: Tensor, edges: Tensor, mean: Tensor, sd: Tensor
 ) -> Tensor:
-    """Return (n, PARTS) the means of the largest |d_s|, and the root mean square of x - rebuilt."""
+    """Return (n, PARTS): logarithms of the means of the largest |d_s|, and of x - rebuilt's RMS."""
     parts = _deviations(x, rebuilt, height_px, edges, mean, sd)
     found = [largest_mean(d, scale.share) for d, scale in zip(parts, SCALES, strict=True)]
     whole = (x - rebuilt).square().mean(dim=(1, 2, 3)).sqrt()
-    return torch.stack([*found, whole], dim=1)
+    return torch.stack([*found, whole], dim=1).clamp(min=TINY).log()
 
 
 def _deviations(

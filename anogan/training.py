@@ -129,7 +129,12 @@ def add_descent_arguments(parser: argparse.ArgumentParser, epochs: float) -> Non
 
 
 class Trainee:
-    """Networks while they are trained: what the loop calls, for a model to fill in."""
+    """Networks while they are trained: what the loop calls, for a model to fill in.
+
+    `ends_early` tells whether fewer epochs only end the same training earlier.
+    """
+
+    ends_early = True
 
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         self.args, self.context = args, context
@@ -231,7 +236,7 @@ def train(trainee: Trainee, patches: MappedPatches) -> list[dict]:
             reason = _look(trainee, row) or trainee.trouble(history, steps)
         _save_history(context, history)
         if reason:
-            raise InputError(f"{reason}; {_last_good(checkpoint, batches)}")
+            raise InputError(f"{reason}; {_last_good(trainee, checkpoint, batches)}")
         if due and trainee.is_well(history):
             notes = {"step": step, "history": history, "identity": trainee.identity()}
             if context.workers.is_first:
@@ -366,10 +371,15 @@ def write_history(history: list[dict], path: Path) -> None:
         pd.DataFrame(history).to_csv(temporary, sep="\t", index=False, float_format="%.5g")
 
 
-def _last_good(checkpoint: Path, batches: ShuffledPatches) -> str:
+def _last_good(trainee: Trainee, checkpoint: Path, batches: ShuffledPatches) -> str:
     notes = read_notes(checkpoint)
     if notes is None:
         return "no checkpoint was written before"
+    if not trainee.ends_early:
+        return (
+            f"{checkpoint} of step {notes['step']} cannot become the model, as the learning rate "
+            "follows the number of epochs"
+        )
     epochs = notes["step"] * batches.batch / len(batches)
     return (
         f"the last good checkpoint is {checkpoint}, step {notes['step']}; to keep the model as it "

@@ -7,8 +7,11 @@ speckle, in which the lesion's gray value stands for the tissue's local mean:
     inserted = speckle + (1 - contrast) * local mean + contrast * gray
 
 At contrast 0 that is the neighbour's healthy tissue as it is: the sham, which tells whether a
-method sees the insertion itself. Gray values and sizes are those of facts on lesions of the macula
-in Spectralis scans: fluid 0.06, drusen 0.62, hyperreflective foci 0.88 of a display's 0 to 1.
+method sees the insertion itself. A cyst or a focus whose gray value is the host's own local mean is
+a second one, "speckle": everything is done as for a lesion, and only the speckle is another.
+
+Gray values and sizes are those of facts on lesions of the macula in Spectralis scans: fluid 0.06,
+drusen 0.62, hyperreflective foci 0.88 of a display's 0 to 1.
 """
 
 from collections.abc import Callable
@@ -84,7 +87,7 @@ def druse(
     return tissue, covered.astype(np.float32)
 
 
-def of_gray(donor: np.ndarray, gray: float, contrast: float) -> np.ndarray:
+def of_gray(donor: np.ndarray, gray: float | np.ndarray, contrast: float) -> np.ndarray:
     """Return tissue (z, x) with the donor's speckle around a mean moved towards `gray`."""
     return donor + np.float32(contrast) * (gray - gaussian_filter(donor, SPECKLE_PX))
 
@@ -109,7 +112,7 @@ def choose_sites(volume: Volume, geometry: Geometry, name: str, n: int, seed: in
     by_bscan = {b: corners[corners[:, 0] == b][:, 1:] for b in np.unique(corners[:, 0])}
     bscans = [b for b in by_bscan if b - 1 in by_bscan or b + 1 in by_bscan]
     sites = []
-    for _ in range(200 * n):
+    for _ in range(200 * n if bscans else 0):
         if len(sites) == n:
             break
         b = int(rng.choice(bscans))
@@ -127,6 +130,9 @@ def choose_sites(volume: Volume, geometry: Geometry, name: str, n: int, seed: in
             continue
         z = float(bottom if name == "drusen" else rng.uniform(low, high))
         donor = int(rng.choice([d for d in (b - 1, b + 1) if d in by_bscan]))
+        reach = slice(max(int(x - width / 2), 0), int(x + width / 2) + 1)
+        if not volume.valid[donor, int(z - height) : int(z + height) + 1, reach].all():
+            continue
         site = Site(b, z, x, height, width, (0, 0), donor)
         z_0, z_1 = z - height / 2, z + height / 2
         if name == "drusen":
@@ -145,15 +151,17 @@ def choose_sites(volume: Volume, geometry: Geometry, name: str, n: int, seed: in
 
 
 def insert(
-    volume: Volume, geometry: Geometry, name: str, site: Site, contrast: float
+    volume: Volume, geometry: Geometry, name: str, site: Site, contrast: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the patch (64, 64) of a site with the lesion in it, and the lesion's share (64, 64).
 
-    `contrast` 1 is the lesion's own gray value, 0 the sham. A lesion as dark as fluid is clipped as
-    normalisation clips it.
+    `contrast` 1 is the lesion's own gray value, 0 the sham, None the host's local mean with the
+    neighbour's speckle. A lesion as dark as fluid is clipped as normalisation clips it.
     """
     black, white = (volume.parameters["normalise"][key] for key in ("black", "white"))
     gray = 2 * (KINDS[name].gray - black) / (white - black) - 1
+    if contrast is None:
+        gray, contrast = gaussian_filter(volume.data[site.bscan], SPECKLE_PX), 1.0
     rpe = np.where(np.isfinite(geometry.rpe[site.bscan]), geometry.rpe[site.bscan], np.inf)
     step = 1000 * volume.spacing_mm[1]
     tissue, share = KINDS[name].build(volume.data[site.donor], site, rpe, gray, contrast, step)

@@ -4,6 +4,7 @@ Every set of positive patches comes with its own negatives (see `Truth`), so tha
 lesion tells them apart wherever that is possible.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +14,15 @@ import pandas as pd
 from scipy.ndimage import maximum_filter1d
 
 from benchmarks.insertion import KINDS, choose_sites, insert
-from preprocessing.geometry import Geometry
+from preprocessing.geometry import Geometry, height_px
 from preprocessing.patches import cut, possible_corners, window_sums
 from preprocessing.seeds import derive_seed
 from preprocessing.volume import Volume
 
 SIZE = 64
 RAISED_UM, LEAST_PX = 35, 40  # of the RPE above Bruch's membrane; pixels of drusen in a patch
-CONTRASTS = {"sham": 0.0, "half": 0.5, "full": 1.0}
+GRADES = {"sham": 0.0, "speckle": None, "half": 0.5, "full": 1.0}  # contrasts of `insert`
+BIN_PX = 8  # of heights above Bruch's membrane, within which drusen have their negatives
 
 
 @dataclass
@@ -72,7 +74,9 @@ def inserted(eye: Eye, n: int, seed: int) -> Iterator[Truth]:
         sites = choose_sites(eye.flat, eye.geometry, name, n, seed)
         corners = np.array([(s.bscan, *s.corner) for s in sites]).reshape(-1, 3)
         before = cut(eye.flat.data, corners, SIZE)
-        for grade, contrast in CONTRASTS.items():
+        for grade, contrast in GRADES.items():
+            if name == "drusen" and contrast is None:
+                continue  # a druse is made by lifting
             after = [insert(eye.flat, eye.geometry, name, site, contrast)[0] for site in sites]
             index = [_index(eye, corners, label, "") for label in (0, 1)]
             yield Truth(
@@ -96,25 +100,38 @@ def _raised(eye: Eye) -> np.ndarray:
     return raised_rpe(eye.geometry.rpe, eye.geometry.bm, rows, step_mm)
 
 
+def _height_bins(eye: Eye, corners: np.ndarray) -> np.ndarray:
+    return (height_px(eye.geometry.bm, corners[:, 1]) // BIN_PX).astype(int)
+
+
 def _columns(mask: np.ndarray) -> np.ndarray:
     """Return bool (b, z, x): all of a column in which `mask` is anywhere True."""
     return np.broadcast_to(mask.any(axis=1, keepdims=True), mask.shape)
 
 
 def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Truth]:
-    """Yield real drusen against others of the same eye, and against patches of a healthy eye."""
+    """Yield real drusen against others of the same eye, and against patches of a healthy eye.
+
+    As many of these as there are drusen lie at each height, which would tell them apart by itself.
+    """
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
     raised = _raised(diseased)
     count = window_sums(raised, SIZE)[tuple(corners.T)]
-    # a patch above a druse shows its top: dry is what has none in any of its columns
-    dry = corners[window_sums(_columns(raised), SIZE)[tuple(corners.T)] == 0]
+    # a patch above a druse shows its top: free of drusen is what has none in any of its columns
+    free = corners[window_sums(_columns(raised), SIZE)[tuple(corners.T)] == 0]
     shown = _random(corners[count >= LEAST_PX], n, seed, diseased.flat.volume, "drusen")
-    others = {"drusen, same eye": (diseased, dry)}
+    wanted = Counter(_height_bins(diseased, shown))
+    others = {"drusen, same eye": (diseased, free)}
     if healthy is not None:
         elsewhere = possible_corners(healthy.flat, healthy.geometry, SIZE)
         others["drusen, healthy eye"] = healthy, elsewhere
     for name, (eye, without) in others.items():
-        negative = _random(without, n, seed, eye.flat.volume, "dry")
+        bins = _height_bins(eye, without)
+        drawn = [
+            _random(without[bins == k], m, seed, eye.flat.volume, "free", str(k))
+            for k, m in sorted(wanted.items())
+        ]
+        negative = np.concatenate(drawn)
         patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]
         index = [_index(diseased, shown, 1, ""), _index(eye, negative, 0, "")]
         yield Truth(
@@ -126,7 +143,8 @@ def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Tr
 
 def fluid(name: str, eyes: list[Eye], per_bscan: int, least: float, seed: int) -> Truth:
     """Return real fluid, as marked, against patches without any of the same B-scan."""
-    patches, index = [], []
+    patches = [np.zeros((0, SIZE, SIZE), np.float32)]
+    index = [_index(eyes[0], np.zeros((0, 3)), 0, "")]
     for eye in eyes:
         corners = possible_corners(eye.flat, eye.geometry, SIZE)
         marked = np.nan_to_num(eye.flat.annotation) >= 0.5

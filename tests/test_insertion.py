@@ -1,23 +1,20 @@
 """Lesions inserted into healthy eyes: where they go, what they change, and how they are judged."""
 
 import argparse
-import sys
-from unittest import mock
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from benchmarks.insertion import DRUSE_GRAY, KINDS, choose_sites, druse, ellipse, insert
+from benchmarks.judgement import BOOTSTRAP, auc, evaluate, resampled
 from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, inserted, raised_rpe
 from preprocessing.flatten import add_options, flatten_by
+from preprocessing.geometry import height_px
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
 from preprocessing.phantom import make_phantom
-
-with mock.patch.object(sys, "path", [*sys.path]):  # which a benchmark changes
-    from benchmarks.detection import BOOTSTRAP, auc, resampled
 
 SHAPE, SPACING_MM = (4, 384, 160), (0.24, 0.00387, 0.022)
 SEED, SITES = 1, 60
@@ -96,12 +93,20 @@ class TestInsertion:
             donor = window(site, eye.flat.data[site.donor])
             np.testing.assert_allclose(gray[share == 1], donor[share == 1], atol=1e-6)
 
-    def test_simple_measures_do_not_see_the_sham(self, eye, sites, name):
-        sham = [insert(eye.flat, eye.geometry, name, site, 0.0)[0] for site in sites[name]]
-        patches = np.array([before(eye, site) for site in sites[name]] + sham)
-        label = np.repeat([0, 1], SITES)
-        for measure in (patches.mean((1, 2)), patches.std((1, 2))):
-            assert 0.45 < roc_auc_score(label, measure) < 0.55
+    def test_the_controls_change_no_mean_where_the_lesion_does(self, eye, sites, name):
+        def change(contrast):
+            changes = []
+            for site in sites[name]:
+                gray, share = insert(eye.flat, eye.geometry, name, site, contrast)
+                inside = share > 0.5
+                changes += [(gray - before(eye, site))[inside].mean()] if inside.any() else []
+            assert len(changes) > SITES / 2
+            return abs(np.mean(changes))
+
+        lesion = change(1.0)
+        assert change(0.0) < 0.2 * lesion
+        if name != "drusen":
+            assert change(None) < 0.2 * lesion
 
 
 @pytest.mark.parametrize(("name", "sign"), [("fluid", -1), ("foci", 1)])
@@ -185,6 +190,14 @@ def test_drusen_are_compared_with_patches_that_have_none(eye, diseased):
             assert pixels >= LEAST_PX if row.label else pixels == 0
 
 
+def test_drusen_and_their_negatives_lie_at_the_same_heights(eye, diseased):
+    for truth in drusen(diseased, None, 12, SEED):
+        bins = height_px(diseased.geometry.bm, truth.index["z"]) // 8
+        shown, without = (Counter(bins[truth.index["label"] == label]) for label in (1, 0))
+        assert without and without <= shown
+        assert sum(without.values()) >= 0.8 * sum(shown.values())
+
+
 @pytest.fixture
 def truth():
     """Two groups: three patches of B-scan 0, four of the B-scans 1 and 2."""
@@ -214,11 +227,24 @@ class TestJudgement:
         np.testing.assert_allclose(auc(truth, self.scores, weights), expected)
 
     def test_bscans_are_drawn_as_a_whole(self, truth):
-        weights = resampled(truth)
+        weights = resampled(truth, SEED)
         assert weights.shape == (1 + BOOTSTRAP, 7)
         assert (weights[0] == 1).all()
         for rows in ([0, 1, 2], [3, 4], [5, 6]):
             assert (weights[:, rows] == weights[:, rows[:1]]).all()
         assert (weights[:, 3] + weights[:, 5] == 2).all()
         assert len(np.unique(weights[:, 3])) == 3
-        assert np.array_equal(weights, resampled(truth))
+        assert np.array_equal(weights, resampled(truth, SEED))
+
+    def test_a_score_is_held_to_the_best_of_all_scores_of_the_baselines(self, truth):
+        own, half, none = self.scores, -self.scores, np.zeros(7)
+        scores = {"r_anogan": own, "r_anogan_L2": half, "pca": none, "pca_R": own, "pca_S": half}
+        scores |= {"ae": half, "ae_S": none, "acae": half}
+        rows = {row["score"]: row for row in evaluate(truth, scores, SEED)}
+        row = rows["r_anogan"]
+        assert (row["best_baseline"], row["best_restored"]) == ("pca_R", "ae_S")
+        assert row["difference"] == row["difference_low"] == row["difference_high"] == 0
+        assert row["restored_difference"] == pytest.approx(3.5 / 6 - 0.5)
+        assert row["restored_difference_low"] < row["restored_difference_high"]
+        assert row["ci_low"] <= row["auc"] <= row["ci_high"]
+        assert (row["positive"], row["negative"]) == (4, 3)

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 from unittest import mock
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,12 +16,14 @@ from scipy.ndimage import gaussian_filter
 from test_encoder import CPU, SIZE, patches_of, save_gan, score_command
 
 from anogan.deviation import GRAYS, HEIGHTS, LOWEST_PX, PRIOR_PX, Usual, learn_usual
+from anogan.distributed import Workers
 from anogan.methods import r_anogan
-from anogan.methods.restorer import RestorerTraining, damaged
+from anogan.methods.restorer import RestorerTraining, add_train_arguments, damaged
 from anogan.model import load_model, save_model
+from anogan.training import Context
 from preprocessing.cli import run_command
 from preprocessing.geometry import Geometry
-from preprocessing.patch_file import INDEX_DTYPE, PatchWriter
+from preprocessing.patch_file import INDEX_DTYPE, MappedPatches, PatchWriter
 
 HEIGHT_PX = 60  # of BM below the top row of every patch
 KEYS = [f"patch {i}" for i in range(11)]
@@ -171,6 +174,19 @@ class TestUsual:
         assert torch.equal(unknown, level.scores(x, gray, height))
         assert not torch.allclose(unknown, usual.scores(x, gray, height))
 
+    def test_patches_in_blocks_say_the_same(self, learned):
+        usual, *healthy = learned
+        with mock.patch("anogan.deviation.BLOCK", 7):
+            in_blocks = learn_usual(*healthy)
+        for name, part in vars(usual).items():
+            torch.testing.assert_close(getattr(in_blocks, name), part, rtol=1e-4, atol=1e-5)
+
+    def test_patches_without_any_residual_leave_finite_numbers(self):
+        x, height = torch.zeros(9, 1, 64, 64), torch.zeros(9)
+        usual = learn_usual(x, x, height)
+        assert all(torch.isfinite(part).all() for part in vars(usual).values())
+        assert torch.isfinite(usual.scores(x + 0.1, x, height)).all()
+
 
 class TestDamage:
     @pytest.fixture
@@ -189,7 +205,8 @@ class TestDamage:
             assert changed.any()
             assert changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
             sides.append((len(rows), len(columns)))
-        assert np.max(sides, axis=0).tolist() <= [40, 28]
+        assert (np.max(sides, axis=0) <= [40, 28]).all()
+        assert (np.max(sides, axis=0) >= [30, 20]).all()
         assert len(set(sides)) > 32
 
     def test_the_share_is_that_of_the_patches(self, healthy):
@@ -243,6 +260,40 @@ class TestTraining:
         said = capsys.readouterr().err
         assert "not of this run (differs in epochs)" in said
         assert (tmp_path / "longer.training/other-checkpoint.safetensors").exists()
+
+    def test_a_failure_promises_no_checkpoint_that_another_number_of_epochs_sets_aside(
+        self, made, tmp_path, capsys
+    ):
+        def diverged(self, history, steps):
+            return "training diverged" if history[-1]["step"] > 5 else None
+
+        with mock.patch.object(RestorerTraining, "trouble", diverged):
+            assert train(made, tmp_path / "model", "--checkpoint-s", 0) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "cannot become the model" in said and "train again with epochs" not in said
+
+    def test_each_of_several_processes_damages_its_share_by_itself(self, made):
+        seen = []
+
+        def kept(self, shown, real):
+            seen.append(shown)
+            return {}
+
+        with h5py.File(made / "p.h5") as file:
+            patches = MappedPatches(file)
+        parser = argparse.ArgumentParser()
+        add_train_arguments(parser)
+        args = parser.parse_args([])
+        args.model = "restorer"
+        gan = load_model(made / "gan", CPU)
+        with mock.patch.object(RestorerTraining, "learn", kept):
+            for rank in (0, 1, 1):
+                context = Context(CPU, torch.float32, 1, made, needed=gan)
+                trainee = RestorerTraining(patches, args, context)
+                several = dataclasses.replace(context, workers=Workers(rank, 2))
+                trainee.context = several
+                trainee.step(torch.zeros(8, 1, SIZE, SIZE), 1, several.generator("step", 1))
+        assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
 
     @pytest.mark.parametrize("share", [-0.1, 1.5, "nan"])
     def test_an_impossible_share_is_refused(self, made, tmp_path, capsys, share):

@@ -18,7 +18,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from anogan.autoencoder import AutoencoderTraining
 from anogan.deviation import Usual, learn_usual
@@ -50,12 +49,19 @@ def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> F
     trainee = RestorerTraining(patches, args, context)
     history = train(trainee, patches)
     usual = {f"usual.{name}": part for name, part in vars(trainee.learn_usual(patches)).items()}
+    if not all(bool(torch.isfinite(part).all()) for part in usual.values()):
+        raise InputError(
+            "restorer: what is usual in healthy patches is not a number; look at real.png and at "
+            f"the newest samples in {context.folder}, and lower restorer: learning_rate"
+        )
     weights = weights_of(**trainee.networks) | usual
     return Fitted(weights, vars(trainee.architecture), history, trainee.show())
 
 
 class RestorerTraining(AutoencoderTraining):
     """An encoder and a generator while they learn to restore healthy patches."""
+
+    ends_early = False
 
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         super().__init__(patches, args, context)
@@ -68,20 +74,18 @@ class RestorerTraining(AutoencoderTraining):
         return Architecture.of(self.context.needed)
 
     def identity(self) -> dict:
-        """Return what a checkpoint must share: the number of epochs too, which sets the pace."""
+        """Return what a checkpoint must share: the epochs too, which set the learning rate."""
         return super().identity() | {"epochs": self.args.epochs}
 
     def step(self, real: Tensor, step: int, draw: torch.Generator) -> dict[str, Tensor]:
         """Learn from a batch real (n, 1, h, w)."""
-        pace = self.args.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
-        self.optimisers["autoencoder"].param_groups[0]["lr"] = pace
+        workers = self.context.workers
+        if workers.world > 1:  # each process varies and damages its own share of the batch
+            draw = self.context.generator("step", step, workers.rank)
+        rate = self.args.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+        self.optimisers["autoencoder"].param_groups[0]["lr"] = rate
         real = noisy(relit(stretched(real, draw), draw), draw)
-        shown = damaged(real, self.args.damaged, draw)
-        with self.context.autocast():
-            restored = self.rebuild(shown)
-        loss = mse_loss(restored.float(), real)
-        self.descend("autoencoder", loss)
-        return {"loss": loss.detach()}
+        return self.learn(damaged(real, self.args.damaged, draw), real)
 
     @torch.no_grad()
     def learn_usual(self, patches: MappedPatches) -> Usual:
