@@ -67,7 +67,8 @@ class SearchSettings(ScoreSettings):
     def __post_init__(self) -> None:
         if self.steps < 0 or self.restarts < 1 or self.candidates < 0:
             raise InputError(
-                "search: there cannot be fewer than 0 steps, 0 candidates or 1 restart; raise them"
+                f"search: {self.steps} steps, {self.candidates} candidates and {self.restarts} "
+                "restarts; there must be 0, 0 and 1 at least"
             )
         if 0 < self.candidates < self.restarts:
             raise InputError(

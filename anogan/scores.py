@@ -60,7 +60,7 @@ class ScoreSettings:
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare an option for each of the settings."""
     default = ScoreSettings()
-    group = parser.add_argument_group("composition of A (anogan, gan_r and acae)")
+    group = parser.add_argument_group("composition of A (anogan, gan_r, f_anogan_refined and acae)")
     group.add_argument("--weight", type=float, default=default.weight, help="lambda")
     group.add_argument(
         "--weighting",

@@ -178,6 +178,12 @@ class TestTraining:
         assert train(made, tmp_path / "other", *extra, "--gan", tmp_path / "gan") == 0
         assert "not of this run (differs in gan)" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("kappa", [-1, "nan", "inf"])
+    def test_an_impossible_weight_is_refused(self, made, tmp_path, capsys, kappa):
+        assert train(made, tmp_path / "model", "--kappa", kappa) == 1
+        assert "kappa is" in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "model").exists()
+
     def test_a_model_that_cannot_be_learned_from_is_refused(self, made, tmp_path, capsys):
         def said(*extra):
             assert train(made, tmp_path / "model", *extra) == 1
@@ -282,7 +288,7 @@ class TestScores:
 
     @pytest.mark.parametrize("given", [("--refine-steps", -1), ("--refine-restarts", 0)])
     def test_impossible_settings_are_refused(self, made, given):
-        with pytest.raises(InputError, match="fewer than 0 steps"):
+        with pytest.raises(InputError, match="there must be 0, 0 and 1 at least"):
             scorer(made, "f_anogan_refined", *given)
 
 

@@ -9,6 +9,7 @@ over all pixels, and all features, of healthy patches (doi 10.1016/j.media.2019.
 """
 
 import argparse
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from anogan.autoencoder import RebuildingTraining
 from anogan.model import Architecture, load_gan, weights_of
 from anogan.networks import Encoder, freeze
 from anogan.training import Context, Fitted, add_descent_arguments, train
+from preprocessing.errors import InputError
 from preprocessing.patch_file import MappedPatches
 
 NEEDS = "gan"
@@ -33,6 +35,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fit(patches: MappedPatches, args: argparse.Namespace, context: Context) -> Fitted:
     """Train the encoder on healthy patches (n, size, size); the GAN becomes part of the model."""
+    if not 0 <= args.kappa < math.inf:
+        raise InputError(f"kappa is {args.kappa}; it is a weight, 0 or more")
     trainee = EncoderTraining(patches, args, context)
     history = train(trainee, patches)
     gan, sizes = context.needed, vars(trainee.architecture)
