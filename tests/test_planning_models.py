@@ -156,6 +156,8 @@ class TestModelsThatLearnFromOthers:
         assert models_of(["f_anogan_refined"], {"encoder": "folder"}) == ["encoder"]
         assert models_of(["f_anogan", "anogan"], {"encoder": "folder"}) == ["encoder", "gan"]
         assert models_of(["f_anogan"], {"gan": "folder"}) == ["encoder", "gan"]
+        both = {"encoder": "folder", "gan": "folder"}  # the latter for markers and latent space
+        assert models_of(["f_anogan"], both) == ["encoder", "gan"]
 
     def test_what_they_learn_from_may_be_a_chain(self, tmp_path, monkeypatch):
         folder = tmp_path / "anogan/methods"
@@ -174,5 +176,6 @@ class TestModelsThatLearnFromOthers:
             (tmp_path / name / "model.json").write_text(json.dumps(model))
         folders = {name: str(tmp_path / name) for name in ("gan", "encoder")}
         resolve_config({"methods": ["f_anogan"], "existing_models": {"gan": folders["gan"]}})
-        with pytest.raises(PlanningError, match="no method needs 'gan'; needed are encoder"):
-            resolve_config({"methods": ["f_anogan"], "existing_models": folders})
+        resolve_config({"methods": ["f_anogan"], "existing_models": folders})
+        with pytest.raises(PlanningError, match="no method needs 'gan'; needed are pca"):
+            resolve_config({"methods": ["pca"], "existing_models": {"gan": folders["gan"]}})
