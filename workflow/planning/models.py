@@ -49,8 +49,8 @@ def needed_model(model: str) -> str | None:
 def models_of(methods: list[str], existing: Collection[str] = ()) -> list[str]:
     """Return the models that methods need, each once, and those that these learn from.
 
-    What an `existing` model has learned from is not needed any more, but is taken where it exists as
-    well: markers and latent space are looked at through a GAN.
+    What an `existing` model has learned from is not needed any more, but is taken where it exists
+    as well: markers and latent space are looked at through a GAN.
     """
     models = list(dict.fromkeys(model_of(method) for method in methods))
     for model in models:  # which grows meanwhile
