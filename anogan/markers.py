@@ -161,7 +161,7 @@ def group(
 ) -> tuple[pd.DataFrame, pd.DataFrame, Clustering]:
     """Return the table of regions with their clusters, the table of clusters, and how they came.
 
-    `widths` are the numbers of features of each layer.
+    `widths` are those of `feature_widths`.
     """
     fitted = gathered.table["fitted"].to_numpy(bool)
     found = cluster(reduce(gathered.features, fitted, widths), fitted, wanted, seed)

@@ -13,16 +13,16 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 STRETCH = 0.15, 0.2  # along z and x: a factor of exp(-+ STRETCH)
 CONTRAST, GAIN = 0.3, 0.09  # a power of exp(-+ CONTRAST), a factor of 1 -+ GAIN
-SPECKLE, TISSUE_PX = 0.4, 5  # the difference to the mean of 5 x 5 pixels grows by 1 -+ SPECKLE
+SPECKLE, TISSUE_PX = 0.4, 5  # what differs from the mean of 5 x 5 pixels, times 1 -+ SPECKLE
 NOISE = 0.15  # standard deviation of what is added, at most
 
 
 def stretched(x: Tensor, draw: torch.Generator) -> Tensor:
     """Return patches whose layers are thicker or thinner; beyond the border they are mirrored."""
     along_z, along_x = _evenly(draw, len(x), 2) * torch.tensor([STRETCH]).T
-    turned = torch.zeros(len(x), 2, 3)
-    turned[:, 0, 0], turned[:, 1, 1] = along_x.exp(), along_z.exp()
-    grid = affine_grid(turned, list(x.shape), align_corners=False).to(x.device)
+    transform = torch.zeros(len(x), 2, 3)
+    transform[:, 0, 0], transform[:, 1, 1] = along_x.exp(), along_z.exp()
+    grid = affine_grid(transform, list(x.shape), align_corners=False).to(x.device)
     return grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 

@@ -33,6 +33,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # so that preprocessing is the pac
 
 from anogan.deviation import learn_usual
 from anogan.mapping import Mapper, RandomStarts, SearchSettings
+from anogan.methods.restorer import USUAL
 from anogan.networks import Discriminator, Generator, freeze
 from anogan.scores import feature_matching
 from anogan.scoring import (
@@ -70,7 +71,6 @@ SCORING = {
     "ae": ("ae", []),
     "acae": ("acae", []),
 }
-USUAL = 3000  # training patches that say what is usual
 TRAIN_PATCHES, PER_BSCAN, LEAST_FLUID = 40000, 15, 0.01
 SEED = 1
 PAPER_CHANNELS, PAPER_LATENT, PAPER_STEPS = (512, 256, 128, 64), 100, 500

@@ -10,7 +10,7 @@ At contrast 0 that is the neighbour's healthy tissue as it is: the sham, which t
 method sees the insertion itself. A cyst or a focus whose gray value is the host's own local mean is
 a second one, "speckle": everything is done as for a lesion, and only the speckle is another.
 
-Gray values and sizes are those of facts on lesions of the macula in Spectralis scans: fluid 0.06,
+Gray values and sizes are those of lesions of the macula in Spectralis scans: fluid 0.06,
 drusen 0.62, hyperreflective foci 0.88 of a display's 0 to 1.
 """
 
@@ -64,19 +64,21 @@ def ellipse(shape: tuple[int, int], site: Site) -> np.ndarray:
     return np.clip((1 - distance) * min(radius_z, radius_x) + 0.5, 0, 1).astype(np.float32)
 
 
-def body(donor: np.ndarray, site: Site, rpe: np.ndarray, gray: float, contrast: float, step: float):
+def body(
+    donor: np.ndarray, site: Site, rpe: np.ndarray, gray: float, contrast: float, step_um: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the tissue (z, x) of a cyst or focus, and where it goes, (z, x) in [0, 1]."""
     return of_gray(donor, gray, contrast), ellipse(donor.shape, site)
 
 
 def druse(
-    donor: np.ndarray, site: Site, rpe: np.ndarray, gray: float, contrast: float, step: float
-):
+    donor: np.ndarray, site: Site, rpe: np.ndarray, gray: float, contrast: float, step_um: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the tissue (z, x) of a druse and the band that it lifts, and where they go."""
     z, x = np.arange(donor.shape[0])[:, None], np.arange(donor.shape[1])
     arc = np.clip(1 - ((x - site.x) / (site.width_px / 2)) ** 2, 0, None)
     dome = site.height_px * np.sqrt(arc)
-    lift, band = np.rint(contrast * dome).astype(int), RPE_BAND_UM / step
+    lift, band = np.rint(contrast * dome).astype(int), RPE_BAND_UM / step_um
     raised = np.take_along_axis(donor, np.minimum(z + lift, donor.shape[0] - 1), axis=0)
     # the speckle of what lies as far below the RPE, where no layers run
     mirrored = np.clip(2 * np.nan_to_num(rpe, posinf=0).round() - z, 0, len(donor) - 1).astype(int)

@@ -46,7 +46,8 @@ def resampled(truth: Truth, seed: int) -> np.ndarray:
 def evaluate(truth: Truth, scores: dict[str, np.ndarray], seed: int) -> list[dict]:
     """Return a row per score: AUC with interval, and the difference to the best baseline.
 
-    That is to be the best of all their scores, as of `BASELINES`, and apart from it of `RESTORED`.
+    The best baseline is the best of all scores of `BASELINES`; the best of `RESTORED` is compared
+    with separately.
     """
     weights = resampled(truth, seed)
     areas = {name: auc(truth, values, weights) for name, values in scores.items()}

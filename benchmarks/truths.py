@@ -112,7 +112,8 @@ def _columns(mask: np.ndarray) -> np.ndarray:
 def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Truth]:
     """Yield real drusen against others of the same eye, and against patches of a healthy eye.
 
-    As many of these as there are drusen lie at each height, which would tell them apart by itself.
+    As many of these as there are drusen, where there are that many, lie at each height, which would
+    tell them apart by itself.
     """
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
     raised = _raised(diseased)
@@ -131,7 +132,7 @@ def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Tr
             _random(without[bins == k], m, seed, eye.flat.volume, "free", str(k))
             for k, m in sorted(wanted.items())
         ]
-        negative = np.concatenate(drawn)
+        negative = np.concatenate([without[:0], *drawn])
         patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]
         index = [_index(diseased, shown, 1, ""), _index(eye, negative, 0, "")]
         yield Truth(

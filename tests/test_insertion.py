@@ -1,6 +1,7 @@
 """Lesions inserted into healthy eyes: where they go, what they change, and how they are judged."""
 
 import argparse
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -188,6 +189,12 @@ def test_drusen_are_compared_with_patches_that_have_none(eye, diseased):
             place = (row.bscan, slice(row.x, row.x + 64))
             pixels = raised_rpe(layers.rpe[place], layers.bm[place], z, step_mm).sum()
             assert pixels >= LEAST_PX if row.label else pixels == 0
+
+
+def test_an_eye_without_drusen_has_nothing_to_compare(eye):
+    flat_rpe = dataclasses.replace(eye.geometry, rpe=eye.geometry.bm)
+    (truth,) = drusen(Eye(eye.flat, flat_rpe), None, 12, SEED)
+    assert len(truth.index) == len(truth.patches) == 0
 
 
 def test_drusen_and_their_negatives_lie_at_the_same_heights(eye, diseased):

@@ -60,8 +60,10 @@ def read_markers(folder: str) -> Markers:
 
 
 def _rule(facts: dict) -> str:
+    own = facts["method"] == "r_anogan" and facts["map"] == "residual"
+    heat = "residual, by how unusual it is" if own else facts["map"]
     return (
-        f"whose {facts['map']}, lightly smoothed, is above what {100 * facts['quantile']:.4g} % of "
+        f"whose {heat}, lightly smoothed, is above what {100 * facts['quantile']:.4g} % of "
         f"the retina's pixels of {facts['from']} stay below, and which are at least "
         f"{facts['smallest_um2']:g} \N{MICRO SIGN}m\N{SUPERSCRIPT TWO} large"
     )
