@@ -46,7 +46,7 @@ from anogan.scoring import (
 from anogan.variation import noisy, relit
 from benchmarks.eyes import Direction, prepare, sources
 from benchmarks.judgement import BASELINES, RESTORED, evaluate
-from benchmarks.truths import Eye, Truth, drusen, fluid, inserted
+from benchmarks.truths import Eye, Truth, drusen, fluid, inserted, position
 from preprocessing.geometry import height_px
 from preprocessing.patch_file import heights_px, open_patches, read_index
 from preprocessing.seeds import derive_seed
@@ -169,6 +169,15 @@ def unusual(
     return usual.scores(x, rebuilt, torch.from_numpy(heights))[:, 0].numpy()
 
 
+def place_alone(truth: Truth, eyes: dict[str, Eye]) -> dict[str, np.ndarray]:
+    """Return what would be scores if nothing but a patch's place were known."""
+    found = np.zeros((len(truth.index), 2))
+    for volume, of_eye in truth.index.groupby("volume"):
+        corner = of_eye[["bscan", "z", "x"]].to_numpy().T
+        found[of_eye.index] = position(eyes[volume], *corner)
+    return {"place_height": found[:, 0], "place_centre": -found[:, 1]}
+
+
 def published_seconds(batch: int = 64, steps: tuple[int, int] = (2, 6)) -> float:
     """Return the seconds that the published search of 500 steps takes for a patch, in fp32."""
     torch.manual_seed(SEED)
@@ -208,7 +217,8 @@ def measure(direction: Direction, args: argparse.Namespace) -> pd.DataFrame:
         scores |= found
     rows = []
     for i, truth in enumerate(truths):
-        rows += evaluate(truth, {name: values[i] for name, values in scores.items()}, SEED)
+        of_truth = {name: values[i] for name, values in scores.items()}
+        rows += evaluate(truth, of_truth | place_alone(truth, eyes), SEED)
     table = pd.DataFrame(rows)
     table.insert(0, "direction", direction.name)
     return table.assign(seconds=table["score"].map(seconds))

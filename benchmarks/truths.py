@@ -4,7 +4,6 @@ Every set of positive patches comes with its own negatives (see `Truth`), so tha
 lesion tells them apart wherever that is possible.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from preprocessing.volume import Volume
 SIZE = 64
 RAISED_UM, LEAST_PX = 35, 40  # of the RPE above Bruch's membrane; pixels of drusen in a patch
 GRADES = {"sham": 0.0, "speckle": None, "half": 0.5, "full": 1.0}  # contrasts of `insert`
-BIN_PX = 8  # of heights above Bruch's membrane, within which drusen have their negatives
+HEIGHT_PX, RING_MM = 8, 0.25  # within which patches lie at the same place, see `place`
 
 
 @dataclass
@@ -100,8 +99,44 @@ def _raised(eye: Eye) -> np.ndarray:
     return raised_rpe(eye.geometry.rpe, eye.geometry.bm, rows, step_mm)
 
 
-def _height_bins(eye: Eye, corners: np.ndarray) -> np.ndarray:
-    return (height_px(eye.geometry.bm, corners[:, 1]) // BIN_PX).astype(int)
+def position(eye: Eye, bscan: np.ndarray, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return (n, 2) of patches by their corners: height over BM (rows), distance (mm) to centre.
+
+    That is the centre of the scan, where macular scans have the fovea.
+    """
+    step_b, _, step_x = eye.flat.spacing_mm
+    bscans, _, columns = eye.flat.data.shape
+    along_y = (bscan - (bscans - 1) / 2) * step_b
+    along_x = (x + (SIZE - columns) / 2) * step_x
+    return np.column_stack([height_px(eye.geometry.bm, z), np.hypot(along_y, along_x)])
+
+
+def _places(eye: Eye, corners: np.ndarray) -> np.ndarray:
+    """Return (n,) int: the same for patches of about one height and one distance."""
+    height, ring = (position(eye, *corners.T) // (HEIGHT_PX, RING_MM)).astype(int).T
+    return 1000 * height + ring
+
+
+def _alike(
+    shown: tuple[Eye, np.ndarray], without: tuple[Eye, np.ndarray], n: int, seed: int, *labels: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most n corners that show a lesion, and as many of those without at the same places.
+
+    Anomalies have their places, as do vessels and a scan's edges: drawn anywhere, the distance to
+    the fovea alone would tell one from the other (AUC 0.94 for the fluid of oedema).
+    """
+    (lesion_eye, lesions), (healthy_eye, healthy) = shown, without
+    there = _places(healthy_eye, healthy)
+    lesions = lesions[np.isin(_places(lesion_eye, lesions), there)]
+    lesions = _random(lesions, n, seed, *labels, "shown")
+    here = _places(lesion_eye, lesions)
+    chosen = [(lesions[:0], healthy[:0])]
+    for k in np.unique(here):
+        with_lesion = lesions[here == k]
+        found = _random(healthy[there == k], len(with_lesion), seed, *labels, str(k))
+        chosen.append((with_lesion[: len(found)], found))
+    positive, negative = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+    return positive, negative
 
 
 def _columns(mask: np.ndarray) -> np.ndarray:
@@ -110,42 +145,24 @@ def _columns(mask: np.ndarray) -> np.ndarray:
 
 
 def drusen(diseased: Eye, healthy: Eye | None, n: int, seed: int) -> Iterator[Truth]:
-    """Yield real drusen against others of the same eye, and against patches of a healthy eye.
-
-    As many of these as there are drusen, where there are that many, lie at each height, which would
-    tell them apart by itself.
-    """
+    """Yield real drusen against patches of the same eye, and of a healthy one, at like places."""
     corners = possible_corners(diseased.flat, diseased.geometry, SIZE)
     raised = _raised(diseased)
-    count = window_sums(raised, SIZE)[tuple(corners.T)]
+    shown = corners[window_sums(raised, SIZE)[tuple(corners.T)] >= LEAST_PX]
     # a patch above a druse shows its top: free of drusen is what has none in any of its columns
     free = corners[window_sums(_columns(raised), SIZE)[tuple(corners.T)] == 0]
-    shown = _random(corners[count >= LEAST_PX], n, seed, diseased.flat.volume, "drusen")
-    wanted = Counter(_height_bins(diseased, shown))
     others = {"drusen, same eye": (diseased, free)}
     if healthy is not None:
         elsewhere = possible_corners(healthy.flat, healthy.geometry, SIZE)
         others["drusen, healthy eye"] = healthy, elsewhere
-    for name, (eye, without) in others.items():
-        bins = _height_bins(eye, without)
-        drawn = [
-            _random(without[bins == k], m, seed, eye.flat.volume, "free", str(k))
-            for k, m in sorted(wanted.items())
-        ]
-        negative = np.concatenate([without[:0], *drawn])
-        patches = [cut(diseased.flat.data, shown, SIZE), cut(eye.flat.data, negative, SIZE)]
-        index = [_index(diseased, shown, 1, ""), _index(eye, negative, 0, "")]
-        yield Truth(
-            name,
-            np.concatenate(patches).astype(np.float16),
-            pd.concat(index, ignore_index=True),
-        )
+    for name, other in others.items():
+        positive, negative = _alike((diseased, shown), other, n, seed, name)
+        yield _joined(name, [(diseased, positive, 1, ""), (other[0], negative, 0, "")])
 
 
 def fluid(name: str, eyes: list[Eye], per_bscan: int, least: float, seed: int) -> Truth:
-    """Return real fluid, as marked, against patches without any of the same B-scan."""
-    patches = [np.zeros((0, SIZE, SIZE), np.float32)]
-    index = [_index(eyes[0], np.zeros((0, 3)), 0, "")]
+    """Return real fluid, as marked, against patches without any of the same B-scan and place."""
+    parts = [(eyes[0], np.zeros((0, 3), int), 0, "")]
     for eye in eyes:
         corners = possible_corners(eye.flat, eye.geometry, SIZE)
         marked = np.nan_to_num(eye.flat.annotation) >= 0.5
@@ -153,12 +170,14 @@ def fluid(name: str, eyes: list[Eye], per_bscan: int, least: float, seed: int) -
         for b in np.unique(corners[:, 0]):
             here = corners[:, 0] == b
             shown, dry = corners[here & (count >= least * SIZE**2)], corners[here & (count == 0)]
-            if not len(shown) or not len(dry):
-                continue
-            for label, of in ((1, shown), (0, dry)):
-                chosen = _random(of, per_bscan, seed, eye.flat.volume, str(b), str(label))
-                patches.append(cut(eye.flat.data, chosen, SIZE))
-                index.append(_index(eye, chosen, label, f"{eye.flat.volume}/{b}"))
-    return Truth(
-        name, np.concatenate(patches).astype(np.float16), pd.concat(index, ignore_index=True)
-    )
+            group = f"{eye.flat.volume}/{b}"
+            of_bscan = _alike((eye, shown), (eye, dry), per_bscan, seed, group)
+            parts += [(eye, found, k, group) for k, found in zip((1, 0), of_bscan, strict=True)]
+    return _joined(name, parts)
+
+
+def _joined(name: str, parts: list[tuple[Eye, np.ndarray, int, str]]) -> Truth:
+    """Return a truth of patches, by eye, corners, label and group."""
+    patches = [cut(eye.flat.data, corners, SIZE) for eye, corners, *_ in parts]
+    index = pd.concat([_index(*part) for part in parts], ignore_index=True)
+    return Truth(name, np.concatenate(patches).astype(np.float16), index)

@@ -10,9 +10,8 @@ import pytest
 
 from benchmarks.insertion import DRUSE_GRAY, KINDS, choose_sites, druse, ellipse, insert
 from benchmarks.judgement import BOOTSTRAP, auc, evaluate, resampled
-from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, inserted, raised_rpe
+from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, inserted, position, raised_rpe
 from preprocessing.flatten import add_options, flatten_by
-from preprocessing.geometry import height_px
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
 from preprocessing.phantom import make_phantom
@@ -197,12 +196,29 @@ def test_an_eye_without_drusen_has_nothing_to_compare(eye):
     assert len(truth.index) == len(truth.patches) == 0
 
 
-def test_drusen_and_their_negatives_lie_at_the_same_heights(eye, diseased):
-    for truth in drusen(diseased, None, 12, SEED):
-        bins = height_px(diseased.geometry.bm, truth.index["z"]) // 8
-        shown, without = (Counter(bins[truth.index["label"] == label]) for label in (1, 0))
-        assert without and without <= shown
-        assert sum(without.values()) >= 0.8 * sum(shown.values())
+def test_lesions_and_their_negatives_lie_at_the_same_places(eye, diseased):
+    eyes = {"eye": diseased, "healthy": Eye(eye.flat.replace(volume="healthy"), eye.geometry)}
+    truths = [*drusen(diseased, eyes["healthy"], 12, SEED), fluid("f", [diseased], 6, 0.01, SEED)]
+    assert len(truths) == 3
+    for truth in truths:
+        for rows in truth.groups:
+            places = {0: Counter(), 1: Counter()}
+            for row in truth.index.iloc[rows].itertuples():
+                where = position(eyes[row.volume], *np.array([[row.bscan], [row.z], [row.x]]))
+                places[row.label] += Counter([tuple(where[0] // (8, 0.25))])
+            assert places[0] == places[1]
+            assert places[0]
+
+
+def test_a_position_is_a_height_and_a_distance_to_the_centre(eye):
+    bscans, _, columns = eye.flat.data.shape
+    step_b, _, step_x = eye.flat.spacing_mm
+    b, x = np.array([0, bscans - 1]), np.array([columns // 2 - 32, 0])
+    height, distance = position(eye, b, np.array([10, 20]), x).T
+    assert height[0] - height[1] == 10
+    half = (bscans - 1) / 2 * step_b
+    aside = (columns / 2 - 32) * step_x
+    assert distance == pytest.approx([half, np.hypot(half, aside)], abs=step_x)
 
 
 @pytest.fixture
