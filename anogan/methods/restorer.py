@@ -2,12 +2,14 @@
 
 A generator that only ever learned to deceive D cannot make every healthy patch (the search for z
 leaves twice the residual of 50 principal components), and an encoder of healthy patches alone lets
-a lesion move z. So E and G, which starts as the GAN's, go on learning together that
+a lesion move z. So E and G, which begins with what the GAN knows, go on learning together that
 
     mean (x - G(E(x')))^2
 
 be small for healthy patches x, where x' is x with a rectangle of foreign tissue in most patches:
 denoising (Kascenas et al. 2022, PMLR 172) with pasted cuts (Li et al. 2021, CutPaste, 2104.04015).
+Weights as the GAN has left them would learn slowly, so they are shrunk and fresh ones are added
+(Ash & Adams 2020, 1910.08475).
 Thickness, light and speckle vary as they do from eye to eye (`anogan.variation`), also where the
 residuals that are usual are learned.
 """
@@ -22,6 +24,7 @@ from torch import Tensor
 from anogan.autoencoder import AutoencoderTraining
 from anogan.deviation import Usual, learn_usual
 from anogan.model import Architecture, load_gan, weights_of
+from anogan.networks import Generator
 from anogan.training import Context, Fitted, add_descent_arguments, planned_steps, train
 from anogan.variation import noisy, relit, stretched
 from preprocessing.errors import InputError
@@ -31,6 +34,7 @@ from preprocessing.seeds import derive_seed
 NEEDS = "gan"
 USUAL = 3000  # patches that say what is usual
 BATCH = 250  # of them at a time
+KEPT = 0.4  # of the weights of the GAN's generator
 SIDES_PX = (4, 40), (2, 28)  # of the rectangles, z and x, in patches of 64 pixels
 FULL_SIZE = 64
 
@@ -66,7 +70,7 @@ class RestorerTraining(AutoencoderTraining):
     def __init__(self, patches: MappedPatches, args: argparse.Namespace, context: Context) -> None:
         super().__init__(patches, args, context)
         generator, _ = load_gan(context.needed)
-        self.autoencoder.decoder.load_state_dict(generator.state_dict())
+        shrink_and_perturb(self.autoencoder.decoder, generator)
         self.steps = planned_steps(args, len(patches))
 
     def sizes(self, patch_size: int) -> Architecture:
@@ -102,6 +106,14 @@ class RestorerTraining(AutoencoderTraining):
         parts = [self.rebuild(part.to(self.context.device)).cpu() for part in x.split(BATCH)]
         height_px = torch.from_numpy(self.context.height_px[rows])
         return learn_usual(x, torch.cat(parts), height_px)
+
+
+@torch.no_grad()
+def shrink_and_perturb(fresh: Generator, trained: Generator) -> None:
+    """Add the shrunk weights of a trained generator's convolutions to those of a fresh one."""
+    for own, learned in zip(fresh.parameters(), trained.parameters(), strict=True):
+        if own.dim() > 1:  # batch norm finds its own scale and shift
+            own.add_(learned, alpha=KEPT)
 
 
 def damaged(x: Tensor, share: float, draw: torch.Generator) -> Tensor:
