@@ -11,8 +11,9 @@ on; how often they were looked at, docs/validation.md tells. Without the data, p
 
 Prints a TSV table, measure value unit baseline ratio: the AUC of each method on each truth, its
 interval of 95 % over B-scans in `unit`; as baseline the best score of pca, ae and acae; and how
-many times fewer errors. pca_S and ae_S are these two scored as r_anogan scores. Then the time per
-patch, against the published search of 500 steps. The same, with paired differences, goes to
+many times fewer errors. pca_S and ae_S are these two scored as r_anogan scores; place_* and
+gray_mean tell how far a patch's place and gray value alone would get. Then the time per patch,
+against the published search of 500 steps. The same, with paired differences, goes to
 WORK/detection.tsv. An interval is of these eyes and tells nothing about others. What lies in WORK
 is used as it is: give another folder after a change of the code.
 """
@@ -169,13 +170,15 @@ def unusual(
     return usual.scores(x, rebuilt, torch.from_numpy(heights))[:, 0].numpy()
 
 
-def place_alone(truth: Truth, eyes: dict[str, Eye]) -> dict[str, np.ndarray]:
-    """Return what would be scores if nothing but a patch's place were known."""
-    found = np.zeros((len(truth.index), 2))
-    for volume, of_eye in truth.index.groupby("volume"):
-        corner = of_eye[["bscan", "z", "x"]].to_numpy().T
-        found[of_eye.index] = position(eyes[volume], *corner)
-    return {"place_height": found[:, 0], "place_centre": -found[:, 1]}
+def simplest(truth: Truth, eyes: dict[str, Eye]) -> dict[str, np.ndarray]:
+    """Return what needs no method: the places of patches, and their mean gray values."""
+    places = np.zeros((len(truth.index), 4))
+    for volume, rows in truth.index.groupby("volume").indices.items():
+        corners = truth.index[["bscan", "z", "x"]].to_numpy()[rows]
+        places[rows] = position(eyes[volume], corners)
+    names = ("place_height", "place_distance", "place_x", "place_y")
+    gray = truth.patches.mean(axis=(1, 2), dtype=np.float32)
+    return dict(zip(names, places.T, strict=True)) | {"gray_mean": gray}
 
 
 def published_seconds(batch: int = 64, steps: tuple[int, int] = (2, 6)) -> float:
@@ -218,7 +221,7 @@ def measure(direction: Direction, args: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for i, truth in enumerate(truths):
         of_truth = {name: values[i] for name, values in scores.items()}
-        rows += evaluate(truth, of_truth | place_alone(truth, eyes), SEED)
+        rows += evaluate(truth, of_truth | simplest(truth, eyes), SEED)
     table = pd.DataFrame(rows)
     table.insert(0, "direction", direction.name)
     return table.assign(seconds=table["score"].map(seconds))

@@ -10,7 +10,17 @@ import pytest
 
 from benchmarks.insertion import DRUSE_GRAY, KINDS, choose_sites, druse, ellipse, insert
 from benchmarks.judgement import BOOTSTRAP, auc, evaluate, resampled
-from benchmarks.truths import LEAST_PX, Eye, Truth, drusen, fluid, inserted, position, raised_rpe
+from benchmarks.truths import (
+    LEAST_PX,
+    PLACE,
+    Eye,
+    Truth,
+    drusen,
+    fluid,
+    inserted,
+    position,
+    raised_rpe,
+)
 from preprocessing.flatten import add_options, flatten_by
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
@@ -201,24 +211,26 @@ def test_lesions_and_their_negatives_lie_at_the_same_places(eye, diseased):
     truths = [*drusen(diseased, eyes["healthy"], 12, SEED), fluid("f", [diseased], 6, 0.01, SEED)]
     assert len(truths) == 3
     for truth in truths:
+        same = 2 if truth.name == "f" else len(PLACE)
         for rows in truth.groups:
             places = {0: Counter(), 1: Counter()}
             for row in truth.index.iloc[rows].itertuples():
-                where = position(eyes[row.volume], *np.array([[row.bscan], [row.z], [row.x]]))
-                places[row.label] += Counter([tuple(where[0] // (8, 0.25))])
+                where = position(eyes[row.volume], np.array([[row.bscan, row.z, row.x]]))
+                places[row.label] += Counter([tuple(where[0, :same] // PLACE[:same])])
             assert places[0] == places[1]
             assert places[0]
 
 
-def test_a_position_is_a_height_and_a_distance_to_the_centre(eye):
+def test_a_position_is_a_height_and_the_way_from_the_centre(eye):
     bscans, _, columns = eye.flat.data.shape
     step_b, _, step_x = eye.flat.spacing_mm
-    b, x = np.array([0, bscans - 1]), np.array([columns // 2 - 32, 0])
-    height, distance = position(eye, b, np.array([10, 20]), x).T
+    corners = np.array([[0, 10, columns // 2 - 32], [bscans - 1, 20, 0]])
+    height, distance, along_x, along_y = position(eye, corners).T
     assert height[0] - height[1] == 10
-    half = (bscans - 1) / 2 * step_b
-    aside = (columns / 2 - 32) * step_x
-    assert distance == pytest.approx([half, np.hypot(half, aside)], abs=step_x)
+    half, aside = (bscans - 1) / 2 * step_b, (columns / 2 - 32) * step_x
+    assert along_y == pytest.approx([-half, half])
+    assert along_x == pytest.approx([0, -aside], abs=step_x)
+    assert distance == pytest.approx(np.hypot(along_x, along_y))
 
 
 @pytest.fixture

@@ -236,6 +236,8 @@ class TestTraining:
                 added = value - KEPT * gan[key]
                 assert added.std() == pytest.approx(0.02, rel=0.1)  # as DCGAN draws them
                 assert abs(np.corrcoef(added.flatten(), gan[key].flatten())[0, 1]) < 0.1
+            elif key.endswith("bias"):
+                assert not value.any()  # fresh
         assert len(seen) == sum(key.startswith("generator.") for key in gan)
         moved = load_file(tmp_path / "model/weights.safetensors")
         assert not torch.equal(

@@ -1,4 +1,4 @@
-"""Restoring AnoGAN: how unusual it is what a restored patch differs in from the patch itself.
+"""Restoring AnoGAN: how unusual the changes are that restoring makes to a patch.
 
 The restorer makes of every patch the healthy one that it could have been; S tells how far the
 difference exceeds that of healthy patches (`anogan.deviation`). One pass, no search.

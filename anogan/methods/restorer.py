@@ -1,8 +1,8 @@
-"""The networks behind r_anogan: an encoder and the GAN's generator learn to undo damage.
+"""The networks behind r_anogan: an encoder and a generator learn to undo damage.
 
 A generator that only ever learned to deceive D cannot make every healthy patch (the search for z
 leaves twice the residual of 50 principal components), and an encoder of healthy patches alone lets
-a lesion move z. So E and G, which begins with what the GAN knows, go on learning together that
+a lesion move z. So E and G, which begins with a part of the GAN's weights, learn together that
 
     mean (x - G(E(x')))^2
 

@@ -61,7 +61,7 @@ def read_markers(folder: str) -> Markers:
 
 def _rule(facts: dict) -> str:
     own = facts["method"] == "r_anogan" and facts["map"] == "residual"
-    heat = "residual, by how unusual it is" if own else facts["map"]
+    heat = "residual, in units of what is usual" if own else facts["map"]
     return (
         f"whose {heat}, lightly smoothed, is above what {100 * facts['quantile']:.4g} % of "
         f"the retina's pixels of {facts['from']} stay below, and which are at least "
