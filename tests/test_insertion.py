@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import sys
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,9 @@ from preprocessing.flatten import add_options, flatten_by
 from preprocessing.layers import Layers
 from preprocessing.normalise import normalise
 from preprocessing.phantom import make_phantom
+
+with mock.patch.object(sys, "path", [*sys.path]):  # which a benchmark changes
+    from benchmarks.detection import simplest
 
 SHAPE, SPACING_MM = (4, 384, 160), (0.24, 0.00387, 0.022)
 SEED, SITES = 1, 60
@@ -231,6 +236,14 @@ def test_a_position_is_a_height_and_the_way_from_the_centre(eye):
     assert along_y == pytest.approx([-half, half])
     assert along_x == pytest.approx([0, -aside], abs=step_x)
     assert distance == pytest.approx(np.hypot(along_x, along_y))
+
+
+def test_the_simplest_scores_are_place_and_gray_value(diseased):
+    (truth,) = drusen(diseased, None, 12, SEED)
+    *places, gray = simplest(truth, {"eye": diseased}).values()
+    corners = truth.index[["bscan", "z", "x"]].to_numpy()
+    np.testing.assert_array_equal(np.column_stack(places), position(diseased, corners))
+    assert gray == pytest.approx(truth.patches.astype(float).mean(axis=(1, 2)), abs=1e-5)
 
 
 @pytest.fixture
