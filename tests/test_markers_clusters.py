@@ -1,5 +1,7 @@
 """Marker discovery: what D sees in regions, clusters of them, and how frequent these are."""
 
+from unittest import mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,6 +111,14 @@ def test_the_number_of_clusters_is_that_of_the_data(rng, count):
     again = cluster(points, np.ones(len(points), bool), None, 1)
     np.testing.assert_array_equal(found.label, again.label)
     assert found.distance.max() < 10
+
+
+@pytest.mark.parametrize(("last", "count"), [(0.29, 8), (0.27, 5)])
+def test_of_numbers_that_are_nearly_as_good_the_largest_is_taken(rng, last, count):
+    points, told = rng.normal(size=(60, 3)), [0.28, 0.3, 0.1, 0.2, last]
+    with mock.patch("anogan.discovery.clusters._silhouette", side_effect=told):
+        found = cluster(points, np.ones(60, bool), None, 1)
+    assert len(np.unique(found.label)) == count
 
 
 @pytest.mark.parametrize(

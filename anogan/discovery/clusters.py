@@ -8,6 +8,7 @@ import pandas as pd
 from preprocessing.seeds import derive_seed
 
 RANGE = (4, 8)  # how many clusters "auto" chooses from: fewer lump what is plainly different
+TIE = 0.02  # of silhouettes; then more clusters, as a split one costs a look, a lumped one hides
 PER_CLUSTER = 5  # regions, at least, on average
 SAMPLED = 5000  # regions that the silhouette, which compares all pairs, is computed on
 
@@ -32,8 +33,9 @@ def cluster(points: np.ndarray, fitted: np.ndarray, wanted: int | None, seed: in
     """Return the k-means clusters of `points` (n, d), the same for the same points and seed.
 
     They are fitted on the points that `fitted` (n,) marks; the others go to the nearest middle.
-    None as `wanted` chooses the number within `RANGE` by the highest mean silhouette (Rousseeuw
-    1987); fewer than 20 points are one cluster. A number above that of different points is lowered.
+    None as `wanted` chooses the number within `RANGE` by the mean silhouette (Rousseeuw 1987), the
+    largest of those near the highest; fewer than 20 points are one cluster. A number above that of
+    different points is lowered.
     """
     own = points[fitted]
     different = len(np.unique(own, axis=0))
@@ -48,7 +50,8 @@ def cluster(points: np.ndarray, fitted: np.ndarray, wanted: int | None, seed: in
     silhouettes = {}
     if len(counts) > 1:
         silhouettes = {k: _silhouette(own, _nearest(own, middles[k])[0], seed) for k in counts}
-    best = max(counts, key=lambda k: (silhouettes.get(k, 0), -k))
+    highest = max(silhouettes.values(), default=0)
+    best = max(k for k in counts if silhouettes.get(k, 0) >= highest - TIE)
     return Clustering(*_nearest(points, middles[best]), silhouettes)
 
 
