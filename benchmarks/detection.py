@@ -48,7 +48,6 @@ from anogan.variation import noisy, relit
 from benchmarks.eyes import Direction, prepare, sources
 from benchmarks.judgement import BASELINES, RESTORED, evaluate
 from benchmarks.truths import Eye, Truth, drusen, fluid, inserted, position
-from preprocessing.geometry import height_px
 from preprocessing.patch_file import heights_px, open_patches, read_index
 from preprocessing.seeds import derive_seed
 
@@ -122,9 +121,7 @@ def score(
     args = parser.parse_args([str(part) for part in [*given, *options]])
     index = pd.concat([truth.index for truth in truths], ignore_index=True)
     gray = np.concatenate([truth.patches for truth in truths])
-    heights = np.zeros(len(index), np.float32)
-    for volume, rows in index.groupby("volume").indices.items():
-        heights[rows] = height_px(eyes[volume].geometry.bm, index["z"].to_numpy()[rows])
+    heights = places_of(index, eyes)[:, 0].astype(np.float32)
     with ready_method(args) as ready:
         start = time.perf_counter()
         table, rebuilt = scored(ready, gray, patch_keys(index), heights)
@@ -170,13 +167,18 @@ def unusual(
     return usual.scores(x, rebuilt, torch.from_numpy(heights))[:, 0].numpy()
 
 
+def places_of(index: pd.DataFrame, eyes: dict[str, Eye]) -> np.ndarray:
+    """Return the `position` (n, 4) of every patch of an index, each in its own eye."""
+    places, corners = np.zeros((len(index), 4)), index[["bscan", "z", "x"]].to_numpy()
+    for volume, rows in index.groupby("volume").indices.items():
+        places[rows] = position(eyes[volume], corners[rows])
+    return places
+
+
 def simplest(truth: Truth, eyes: dict[str, Eye]) -> dict[str, np.ndarray]:
     """Return what needs no method: the places of patches, and their mean gray values."""
-    places = np.zeros((len(truth.index), 4))
-    for volume, rows in truth.index.groupby("volume").indices.items():
-        corners = truth.index[["bscan", "z", "x"]].to_numpy()[rows]
-        places[rows] = position(eyes[volume], corners)
     names = ("place_height", "place_distance", "place_x", "place_y")
+    places = places_of(truth.index, eyes)
     gray = truth.patches.mean(axis=(1, 2), dtype=np.float32)
     return dict(zip(names, places.T, strict=True)) | {"gray_mean": gray}
 
